@@ -1,5 +1,5 @@
-//! Connections to the control plane: TLS with our own certificate, or with a token until there is
-//! one.
+//! Connections to the control plane over TLS. The agent authenticates with its certificate; without
+//! a valid one, or if the control plane rejects it, with the token.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,21 +26,21 @@ use tonic::transport::{Channel, Endpoint};
 use crate::BoxFuture;
 use crate::identity::{CertificateSource, FetchError};
 
-/// One step of connecting (resolving, TCP, TLS) takes at most this.
+/// Limit of each step of connecting: resolving and TCP, the TLS handshake, the HTTP/2 preface.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// An answer of the CA takes at most this.
+/// Limit for the CA's answer.
 const CSR_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The first credential.
+/// The token with which the agent requests its first certificate.
 #[derive(Clone)]
 pub enum Token {
-    /// Read anew for each connection, since whoever made it also renews it.
+    /// A file, read for each connection: the kubelet or the node renews it.
     File(PathBuf),
-    /// Handed over, for example by an inherited file descriptor.
+    /// The token itself, for example read from an inherited file descriptor.
     Text(Arc<str>),
 }
 
-/// Never shows the token.
+/// Shows the file or `in memory`, never the token.
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -50,56 +50,58 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// Where the control plane is and how it is recognised.
+/// Address of the control plane, and how to authenticate it and ourselves.
 #[derive(Debug, Clone)]
 pub struct ControlPlaneOptions {
     /// `host:port`; usually port 15012.
     pub address: String,
-    /// The name that its certificate must carry.
+    /// DNS name that the control plane's certificate must carry.
     pub server_name: String,
-    /// PEM file with the roots that it is verified with; read anew for each connection.
+    /// PEM file with the roots that verify the control plane's certificate; read for each
+    /// connection.
     pub roots: PathBuf,
-    /// For the first certificate.
+    /// Credential for the time without a valid certificate.
     pub token: Option<Token>,
     /// SO_MARK that lets the connection pass the capture rules.
     pub mark: Option<u32>,
-    /// Sent as `clusterid`, as Istio's agent does.
+    /// Sent as gRPC metadata `clusterid`, as Istio's agent does.
     pub cluster_id: String,
 }
 
-/// Why there is no connection.
+/// Why a connection to the control plane failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nothing answers at the address.
+    /// The name does not resolve, the connection is refused, or a step took too long. Worth a
+    /// retry.
     #[error("control plane {address}: {reason}")]
     Unreachable {
-        /// Where.
+        /// `host:port` of the control plane.
         address: String,
-        /// What the system says.
+        /// The system's error or the step that timed out.
         reason: String,
     },
-    /// The handshake failed.
+    /// The TLS handshake failed, or the server rejected our certificate.
     #[error("control plane {address}: TLS: {reason}")]
     Handshake {
-        /// Where.
+        /// `host:port` of the control plane.
         address: String,
-        /// With what was expected and what was presented.
+        /// The cause, with the expected and the presented name where names differ.
         reason: String,
     },
-    /// Our own files.
+    /// A local file (roots or token) cannot be used.
     #[error("{path}: {reason}")]
     Material {
-        /// The file.
+        /// Path of the file.
         path: String,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         reason: String,
     },
-    /// Neither a certificate nor a token.
+    /// There is neither a valid certificate nor a token.
     #[error("there is neither a valid certificate nor a token to show to the control plane")]
     NoCredential,
 }
 
-/// The way to the control plane. Cheap to clone.
+/// Opens connections to the control plane. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ControlPlane {
     options: Arc<ControlPlaneOptions>,
@@ -109,7 +111,7 @@ pub struct ControlPlane {
 type Stream = BufReader<TlsStream<TcpStream>>;
 
 impl ControlPlane {
-    /// Connections show the certificate `default` of the store as soon as there is one.
+    /// Connections present the certificate `default` of `secrets` once the store has one.
     pub fn new(options: ControlPlaneOptions, secrets: SecretStore) -> Self {
         Self {
             options: Arc::new(options),
@@ -117,7 +119,7 @@ impl ControlPlane {
         }
     }
 
-    /// For `xds::ClientConfig`: each call makes a connection with the newest credential.
+    /// A connector for `xds::ClientConfig`; each call connects with the newest credential.
     pub fn connector(
         &self,
     ) -> impl Fn()
@@ -132,8 +134,11 @@ impl ControlPlane {
         }
     }
 
-    /// A channel over one connection, and what each call over it must carry. The channel does not
-    /// reconnect.
+    /// Opens one connection. Returns a channel over it and the metadata that each call must carry.
+    /// The channel does not reconnect.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
     pub async fn connect(&self) -> Result<Connection, ConnectError> {
         let (stream, token) = self.dial().await?;
         let failed = |error: tonic::transport::Error| self.unreachable(error.to_string());
@@ -146,7 +151,7 @@ impl ControlPlane {
             .initial_connection_window_size(4 << 20);
 
         let channel: Channel = endpoint
-            .connect_with_connector(Once(Some(stream)))
+            .connect_with_connector(EstablishedStream(Some(stream)))
             .await
             .map_err(failed)?;
 
@@ -161,8 +166,9 @@ impl ControlPlane {
         Ok(Connection { channel, metadata })
     }
 
-    /// With the certificate if there is a valid one; if the control plane does not take it (its
-    /// authority may be a new one since), with the token.
+    /// Connects with the certificate if there is a valid one. If the control plane rejects it,
+    /// which happens when its CA was replaced, connects with the token. Returns the token if it
+    /// must be sent.
     async fn dial(&self) -> Result<(Stream, Option<MetadataValue<Ascii>>), ConnectError> {
         let mut refused = None;
         if let Some(identity) = self.certificate() {
@@ -185,11 +191,13 @@ impl ControlPlane {
         }
     }
 
+    /// The current certificate, unless it has expired.
     fn certificate(&self) -> Option<Identity> {
         let identity = self.secrets.get(DEFAULT_SECRET)?.identity.clone()?;
         (identity.not_after() > SystemTime::now()).then_some(identity)
     }
 
+    /// The value of the `authorization` header; `None` if no token is configured.
     fn token(&self) -> Result<Option<MetadataValue<Ascii>>, ConnectError> {
         let (text, path) = match &self.options.token {
             None => return Ok(None),
@@ -201,7 +209,7 @@ impl ControlPlane {
                         path: path_text.clone(),
                         reason: error.to_string(),
                     })?;
-                (newest(&text).to_owned(), path_text)
+                (last_whole_line(&text).to_owned(), path_text)
             }
         };
 
@@ -218,6 +226,7 @@ impl ControlPlane {
         Ok(Some(value))
     }
 
+    /// Connects and waits until the server has accepted the client certificate, if one was sent.
     async fn handshake(&self, identity: Option<&Identity>) -> Result<Stream, ConnectError> {
         let options = &*self.options;
         let path = options.roots.display().to_string();
@@ -256,8 +265,9 @@ impl ControlPlane {
                 .map_err(refused)?,
         );
 
-        // In TLS 1.3 a server judges the client's certificate after the handshake is over for the
-        // client. Its HTTP/2 preface, which comes unasked, says that it was taken.
+        // In TLS 1.3 the client's handshake completes before the server has verified the client's
+        // certificate. The server's HTTP/2 preface, which it sends first, proves that the
+        // certificate was accepted.
         match tokio::time::timeout(STEP_TIMEOUT, stream.fill_buf())
             .await
             .map_err(|_| late("the HTTP/2 preface"))?
@@ -268,6 +278,7 @@ impl ControlPlane {
         }
     }
 
+    /// Resolves the address and connects to the first IP address that answers.
     async fn tcp(&self) -> Result<TcpStream, ConnectError> {
         let options = ConnectOptions {
             mark: self.options.mark,
@@ -324,8 +335,10 @@ impl CertificateSource for ControlPlane {
             let answer = tokio::time::timeout(CSR_TIMEOUT, call).await.map_err(|_| {
                 FetchError::Unreachable(format!("the CA gave no answer within {CSR_TIMEOUT:?}"))
             })?;
+
             match answer {
                 Ok(response) => Ok(response.into_inner().cert_chain),
+                // These codes mean that the same request will fail again; all others may pass.
                 Err(status) => match status.code() {
                     tonic::Code::PermissionDenied
                     | tonic::Code::Unauthenticated
@@ -344,9 +357,10 @@ impl CertificateSource for ControlPlane {
     }
 }
 
-/// The token of a file: all of it, or, where whoever renews it appends lines, the last whole one. A
-/// line is whole when its end is there, so half of a new one is never taken.
-fn newest(text: &str) -> &str {
+/// The newest token of a file. The node appends renewed tokens as lines, so this is the last line
+/// that ends with a line feed: a token that is being written is never read in part. A file without
+/// a line feed is one token.
+fn last_whole_line(text: &str) -> &str {
     let whole = text.rfind('\n').map_or(text, |end| &text[..end]);
     whole
         .lines()
@@ -355,10 +369,11 @@ fn newest(text: &str) -> &str {
         .unwrap_or(text.trim())
 }
 
-/// Hands over one finished connection; when it is gone, the channel's owner asks for a new one.
-struct Once(Option<Stream>);
+/// A tonic connector that yields one established connection. Reconnecting fails, so that the
+/// channel's owner connects anew with fresh credentials.
+struct EstablishedStream(Option<Stream>);
 
-impl tower_service::Service<Uri> for Once {
+impl tower_service::Service<Uri> for EstablishedStream {
     type Response = TokioIo<Stream>;
     type Error = std::io::Error;
     type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
@@ -382,7 +397,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_whole_token_of_a_file_counts() {
+    fn the_last_line_with_an_end_is_the_token() {
         for (text, token) in [
             ("one", "one"),
             ("one\n", "one"),
@@ -391,12 +406,12 @@ mod tests {
             ("one\ntw", "one"),
             ("", ""),
         ] {
-            assert_eq!(newest(text), token, "{text:?}");
+            assert_eq!(last_whole_line(text), token, "{text:?}");
         }
     }
 
     #[test]
-    fn a_file_is_read_anew_for_each_connection() {
+    fn the_token_file_is_read_for_each_connection() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let plane = ControlPlane::new(
             ControlPlaneOptions {

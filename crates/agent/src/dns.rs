@@ -1,8 +1,5 @@
-//! The workload's resolver: names of the mesh are answered here, all others by the upstream
-//! resolver.
-//!
-//! Source: Istio `pkg/dns/client`. Queries that this resolver does not answer are forwarded byte by
-//! byte.
+//! The workload's DNS server. It answers names of the mesh from the name table and forwards all
+//! other queries, unchanged, to the upstream name servers. Source: Istio `pkg/dns/client`.
 
 mod forward;
 mod index;

@@ -1,8 +1,9 @@
-//! Envoy in the place of our proxy: its bootstrap, its process, and the Unix sockets that feed it.
+//! Envoy instead of our own proxy: its bootstrap, its process, and the Unix sockets that serve its
+//! configuration.
 //!
-//! Envoy never speaks to the control plane itself. Its discovery streams go through [`AdsRelay`]
-//! with the agent's credentials, and its certificates come from [`SdsServer`], so that keys are
-//! written nowhere.
+//! Envoy never connects to the control plane. [`AdsRelay`] forwards its discovery streams with the
+//! agent's credentials, and [`SdsServer`] serves its certificates from memory, so that private keys
+//! are never written to disk.
 
 mod ads;
 mod bootstrap;

@@ -1,8 +1,8 @@
-//! The workload's certificate: fetched, and fetched again at half of its life.
+//! Obtains the workload's certificate and renews it at half of its lifetime.
 //!
-//! Keys are made here and never leave the process but for the local SDS socket. A failure never
-//! takes the old certificate away: it stays in the store until a better one replaces it, even
-//! beyond its time.
+//! Private keys are generated here and leave the process only over the local SDS socket. After a
+//! failure the old certificate stays in the store, even beyond its expiry, until a new one replaces
+//! it.
 
 mod rotation;
 
@@ -20,23 +20,24 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use crate::{AgentMetrics, BoxFuture};
 pub use rotation::{Rotation, retry_delay};
 
-/// Why a CA gives no certificate.
+/// Why a certificate could not be obtained.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
-    /// It does not answer, or cannot now.
+    /// The CA does not answer, or failed for a reason that may pass.
     #[error("{0}")]
     Unreachable(String),
-    /// It answers no.
+    /// The CA refused the request: wrong credential or wrong request.
     #[error("refused: {0}")]
     Refused(String),
-    /// It answers with something that is no certificate for us.
+    /// The CA's answer is not a valid certificate for this identity and key.
     #[error("unusable answer: {0}")]
     Unusable(String),
 }
 
-/// Whoever turns a request into a chain: leaf first, roots as the last element.
+/// A CA client.
 pub trait CertificateSource: Send + Sync + 'static {
-    /// One attempt, bounded in time. Cancel safe.
+    /// Sends one certificate request, with a time limit. Returns PEM texts: leaf first,
+    /// intermediates, and the roots as the last element. Cancellation safe.
     fn fetch<'a>(
         &'a self,
         csr_pem: &'a str,
@@ -44,11 +45,11 @@ pub trait CertificateSource: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Vec<String>, FetchError>>;
 }
 
-/// Time, so that tests can have their own.
+/// The clock, replaced in tests.
 pub trait Clock: Send + Sync + 'static {
-    /// The wall clock: certificates speak of nothing else.
+    /// The wall clock, by which certificates expire.
     fn now(&self) -> SystemTime;
-    /// Waits.
+    /// Waits by the monotonic clock, which stops while the machine is suspended.
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
 }
 
@@ -66,19 +67,19 @@ impl Clock for SystemClock {
     }
 }
 
-/// What is asked for, and when again.
+/// The certificate to request, and when to renew it.
 #[derive(Debug, Clone)]
 pub struct IdentityOptions {
-    /// Who we are; an answer for anybody else is refused.
+    /// The workload's SPIFFE ID. A certificate for another ID is not used.
     pub identity: SpiffeId,
-    /// Requested lifetime. Source: Istio `SECRET_TTL`, 24 h.
+    /// Requested lifetime. Istio's `SECRET_TTL`: 24 h.
     pub ttl: Duration,
-    /// When to rotate.
+    /// When to renew.
     pub rotation: Rotation,
 }
 
 impl IdentityOptions {
-    /// Istio's defaults.
+    /// Istio's defaults: 24 h, renewed at half of the lifetime.
     pub fn new(identity: SpiffeId) -> Self {
         Self {
             identity,
@@ -88,22 +89,23 @@ impl IdentityOptions {
     }
 }
 
-/// What can be said of the certificate now; for `/certs`, readiness and logs.
+/// State of the certificate, for `/certs`, readiness and logs.
 #[derive(Debug, Clone, Default)]
 pub struct IdentityState {
-    /// The certificate in use.
+    /// The current certificate.
     pub certificate: Option<CertificateInfo>,
-    /// How often one was obtained.
+    /// Number of certificates obtained since the start.
     pub issued: u64,
-    /// Attempts that failed since the last one that did not.
+    /// Number of failed attempts since the last success.
     pub failures: u32,
-    /// What the last failed attempt said; cleared by success.
+    /// Error of the last attempt; `None` after a success.
     pub last_error: Option<String>,
-    /// When the next attempt is due.
+    /// Time of the next attempt.
     pub next_attempt: Option<SystemTime>,
 }
 
-/// Keeps the secrets `default` and `ROOTCA` of a store.
+/// The task that keeps the secrets `default` (certificate and key) and `ROOTCA` (roots) of a store
+/// current.
 pub struct IdentityAgent {
     options: IdentityOptions,
     source: Arc<dyn CertificateSource>,
@@ -114,7 +116,7 @@ pub struct IdentityAgent {
 }
 
 impl IdentityAgent {
-    /// Nothing happens before [`IdentityAgent::run`].
+    /// Creates the task; [`IdentityAgent::run`] starts it.
     pub fn new(
         options: IdentityOptions,
         source: Arc<dyn CertificateSource>,
@@ -132,59 +134,72 @@ impl IdentityAgent {
         }
     }
 
-    /// Follows what happens.
+    /// A view of the state, valid for as long as the agent runs and after.
     pub fn state(&self) -> IdentityView {
         IdentityView(self.state.clone())
     }
 
-    /// Runs until it is dropped.
+    /// Obtains and renews the certificate until the future is dropped.
     pub async fn run(self) {
         loop {
-            let asked = self.clock.now();
-            let outcome = self.attempt().await;
+            let started = self.clock.now();
+            let outcome = self.obtain().await;
             let now = self.clock.now();
-            let due = match outcome {
-                Ok(identity) => {
-                    let delay = self
-                        .options
-                        .rotation
-                        .delay(now, identity.not_after(), random());
 
-                    tracing::info!(
-                        serial = %identity.info().serial, sha256 = %&identity.info().sha256[..16],
-                        identity = %self.options.identity, rotation_in = ?delay, "certificate obtained"
-                    );
-
-                    self.update(|state| {
-                        state.certificate = Some(identity.info().clone());
-                        state.issued += 1;
-                        (state.failures, state.last_error) = (0, None);
-                    });
-
-                    now + delay
-                }
+            let delay = match outcome {
+                Ok(identity) => self.record_success(&identity, now),
                 Err(error) => {
-                    self.metrics.csr_failures.add_shared(1);
-                    let failures = self.update(|state| {
-                        state.failures = state.failures.saturating_add(1);
-                        state.last_error = Some(error.to_string());
-                        state.failures
-                    });
-                    let delay = retry_delay(failures, self.left(now), random());
-                    tracing::warn!(%error, failures, took = ?now.duration_since(asked).unwrap_or_default(), retry_in = ?delay, "no certificate");
-                    now + delay
+                    let took = now.duration_since(started).unwrap_or_default();
+                    self.record_failure(&error, now, took)
                 }
             };
 
+            let due = now + delay;
             self.update(|state| state.next_attempt = Some(due));
             self.wait_until(due).await;
         }
     }
 
-    /// In slices: the monotonic clock stands still while a laptop sleeps, the certificate's time
-    /// does not.
+    /// Returns the delay until the renewal.
+    fn record_success(&self, identity: &Identity, now: SystemTime) -> Duration {
+        let delay = self
+            .options
+            .rotation
+            .delay(now, identity.not_after(), random());
+
+        tracing::info!(
+        serial = %identity.info().serial, sha256 = %&identity.info().sha256[..16],
+        identity = %self.options.identity, rotation_in = ?delay, "certificate obtained"
+        );
+
+        self.update(|state| {
+            state.certificate = Some(identity.info().clone());
+            state.issued += 1;
+            (state.failures, state.last_error) = (0, None);
+        });
+
+        delay
+    }
+
+    /// Returns the delay until the next attempt.
+    fn record_failure(&self, error: &FetchError, now: SystemTime, took: Duration) -> Duration {
+        self.metrics.csr_failures.add_shared(1);
+        let failures = self.update(|state| {
+            state.failures = state.failures.saturating_add(1);
+            state.last_error = Some(error.to_string());
+            state.failures
+        });
+
+        let delay = retry_delay(failures, self.remaining(now), random());
+        tracing::warn!(%error, failures, ?took, retry_in = ?delay, "no certificate");
+
+        delay
+    }
+
+    /// Waits until `due` by the wall clock, which is checked every 30 s: timers stop while the
+    /// machine is suspended, but the certificate still expires.
     async fn wait_until(&self, due: SystemTime) {
-        const SLICE: Duration = Duration::from_secs(30);
+        const CLOCK_CHECK: Duration = Duration::from_secs(30);
 
         loop {
             let now = self.clock.now();
@@ -195,18 +210,18 @@ impl IdentityAgent {
             {
                 self.metrics
                     .cert_expiry
-                    .set(i64::try_from(self.left(now).as_secs()).unwrap_or(i64::MAX));
+                    .set(i64::try_from(self.remaining(now).as_secs()).unwrap_or(i64::MAX));
             }
 
             match due.duration_since(now) {
-                Ok(left) if !left.is_zero() => self.clock.sleep(left.min(SLICE)).await,
+                Ok(left) if !left.is_zero() => self.clock.sleep(left.min(CLOCK_CHECK)).await,
                 _ => return,
             }
         }
     }
 
-    /// How long the certificate in use is good for; zero if there is none.
-    fn left(&self, now: SystemTime) -> Duration {
+    /// Remaining validity of the current certificate; zero if it expired or there is none.
+    fn remaining(&self, now: SystemTime) -> Duration {
         let identity = self
             .secrets
             .get(DEFAULT_SECRET)
@@ -216,13 +231,16 @@ impl IdentityAgent {
             .unwrap_or_default()
     }
 
-    /// One request, from a new key to the store.
-    async fn attempt(&self) -> Result<Identity, FetchError> {
+    /// Generates a key, requests a certificate, checks it and stores it.
+    async fn obtain(&self) -> Result<Identity, FetchError> {
         self.metrics.csr_requests.add_shared(1);
-        let (key_pem, csr_pem) = request(&self.options.identity)?;
+        let (key_pem, csr_pem) = new_request(&self.options.identity)?;
         let chain = self.source.fetch(&csr_pem, self.options.ttl).await?;
-        let (identity, trust) = accept(&self.options.identity, &chain, &key_pem, self.clock.now())?;
-        // Roots first: a peer that is verified with the new certificate's roots must find them.
+        let (identity, trust) =
+            verified_identity(&self.options.identity, &chain, &key_pem, self.clock.now())?;
+
+        // Roots first: once peers see the new certificate they may present one of the same CA,
+        // which only the new roots verify.
         self.secrets.set(ROOT_SECRET, Secret::trust(trust));
         self.secrets
             .set(DEFAULT_SECRET, Secret::identity(identity.clone()));
@@ -234,12 +252,12 @@ impl IdentityAgent {
     }
 }
 
-/// A look at the state of an [`IdentityAgent`].
+/// A read-only view of the state of an [`IdentityAgent`].
 #[derive(Debug, Clone)]
 pub struct IdentityView(Arc<Mutex<IdentityState>>);
 
 impl IdentityView {
-    /// As it is now.
+    /// A copy of the current state.
     pub fn get(&self) -> IdentityState {
         self.0
             .lock()
@@ -248,8 +266,8 @@ impl IdentityView {
     }
 }
 
-/// A new ECDSA P-256 key and the request for it.
-fn request(identity: &SpiffeId) -> Result<(String, String), FetchError> {
+/// Generates an ECDSA P-256 key and a certificate request for it; returns both as PEM.
+fn new_request(identity: &SpiffeId) -> Result<(String, String), FetchError> {
     let failed = |error: rcgen::Error| FetchError::Unusable(format!("making a key: {error}"));
     let key = KeyPair::generate().map_err(failed)?;
     let mut params = CertificateParams::default();
@@ -266,8 +284,9 @@ fn request(identity: &SpiffeId) -> Result<(String, String), FetchError> {
     Ok((key.serialize_pem(), csr))
 }
 
-/// An answer counts only if a peer would accept it as ours.
-fn accept(
+/// Parses the CA's answer and verifies it as a peer would: the key matches, the SPIFFE ID is ours,
+/// and the chain leads to the roots.
+fn verified_identity(
     expected: &SpiffeId,
     chain: &[String],
     key_pem: &str,
@@ -298,7 +317,7 @@ fn accept(
     Ok((identity, trust))
 }
 
-/// Good enough to spread rotations; no use for secrets.
+/// A random number to spread renewals over time. Not for secrets.
 pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }

@@ -1,9 +1,9 @@
-//! Beside a workload: identity, secrets, DNS and probes, with our proxy in the same process or
-//! Envoy as a child.
+//! The agent that runs beside a workload: certificate, DNS server, probes and metrics, with our own
+//! proxy in the same process or Envoy as a child.
 //!
-//! In: who the workload is, where the control plane is, a first token. Out: a certificate that
-//! never runs out, a DNS server that knows the mesh, endpoints for probes and scrapes, and a proxy
-//! that is fed.
+//! In: the workload's identity and labels, the address of the control plane, a first token. Out: a
+//! certificate that is renewed in time, a DNS server with the mesh's names, endpoints for probes
+//! and scrapes, and a configured proxy.
 //!
 //! Must never import: `api`, `model`, `translate`, `store`. Configuration reaches a workload over
 //! xDS alone.
@@ -26,5 +26,5 @@ pub use metrics::AgentMetrics;
 pub use nds::follow_names;
 pub use node::{NodeKind, Workload, node_of};
 
-/// A future that can be a trait object's.
+/// A boxed future, as methods of trait objects return.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

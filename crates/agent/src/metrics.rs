@@ -1,4 +1,4 @@
-//! What the agent counts about itself. Names are Istio's.
+//! The agent's own metrics, with the names of Istio's agent.
 
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ const HELP: &[(&str, &str)] = &[
     ),
 ];
 
-/// Handles, resolved once. Several threads may count.
+/// Handles of the agent's metrics, resolved once. Cheap to clone; several threads may count.
 #[derive(Debug, Clone)]
 pub struct AgentMetrics {
     registry: Arc<Registry>,
@@ -92,7 +92,7 @@ impl Default for AgentMetrics {
 }
 
 impl AgentMetrics {
-    /// A failed scrape of `part`: `envoy`, `application`.
+    /// Counts a failed scrape of `part` (`envoy` or `application`).
     pub(crate) fn scrape_failed(&self, part: &'static str) {
         self.shard
             .counter(
@@ -102,7 +102,7 @@ impl AgentMetrics {
             .add_shared(1);
     }
 
-    /// Prometheus text.
+    /// All metrics in Prometheus text format.
     pub fn encode(&self) -> String {
         prometheus::encode(&self.registry, HELP)
     }

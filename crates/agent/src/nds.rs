@@ -1,4 +1,4 @@
-//! The name table, followed over xDS.
+//! Receives the name table (Istio's NDS) from the control plane over xDS.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use crate::ControlPlane;
 use crate::dns::{NameIndex, Names};
 
-/// Keeps `names` up to date; `connected` tells whether the control plane answers. Runs until it is
-/// dropped.
+/// Keeps `names` equal to the control plane's table, and `connected` to the state of the stream.
+/// Runs until dropped. While disconnected, the last table stays.
 pub async fn follow_names(
     control_plane: ControlPlane,
     node: Node,
@@ -23,7 +23,7 @@ pub async fn follow_names(
     let (handle, mut events) =
         Client::spawn(ClientConfig::new(control_plane.connector(), node, initial));
 
-    // Usually one table; a server may cut it into several.
+    // Istio sends one table; other servers may split it into several resources.
     let mut tables: BTreeMap<String, NameTable> = BTreeMap::new();
 
     while let Some(event) = events.recv().await {

@@ -1,5 +1,5 @@
-//! What a proxy says of itself in its first xDS request. Source: Istio `pkg/bootstrap`,
-//! `pkg/model`.
+//! The xDS node: id, cluster, metadata and locality that a proxy sends in its first request.
+//! Source: Istio `pkg/bootstrap`, `pkg/model`.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,17 +9,17 @@ use meltemi_proto::google::protobuf::{Struct, Value, value::Kind};
 use meltemi_proto::value_of;
 use meltemi_types::{Labels, Locality, SpiffeId};
 
-/// What kind of proxy it is.
+/// The kind of proxy, the first part of the node id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NodeKind {
-    /// Beside an application.
+    /// A proxy beside an application.
     Sidecar,
     /// A gateway.
     Router,
 }
 
 impl NodeKind {
-    /// As it stands in node ids.
+    /// The spelling in node ids.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sidecar => "sidecar",
@@ -28,37 +28,37 @@ impl NodeKind {
     }
 }
 
-/// The workload that the agent is beside of.
+/// The workload that the agent serves.
 #[derive(Debug, Clone)]
 pub struct Workload {
     /// Sidecar or gateway.
     pub kind: NodeKind,
-    /// Trust domain, namespace, service account.
+    /// SPIFFE ID: trust domain, namespace and service account.
     pub identity: SpiffeId,
-    /// The pod's name.
+    /// Name of the pod.
     pub pod: String,
-    /// The pod's addresses, the first one is the main one.
+    /// Addresses of the pod; the first is used in the node id.
     pub ips: Vec<IpAddr>,
-    /// The pod's labels.
+    /// Labels of the pod.
     pub labels: Labels,
-    /// The pod's annotations.
+    /// Annotations of the pod.
     pub annotations: std::collections::BTreeMap<String, String>,
-    /// The Deployment's (or other owner's) name.
+    /// Name of the Deployment or other owner.
     pub workload_name: String,
-    /// For example `Kubernetes`.
+    /// Name of the cluster, such as `Kubernetes`.
     pub cluster_id: String,
-    /// Region, zone, sub-zone.
+    /// Region, zone and subzone of the machine.
     pub locality: Locality,
-    /// The node's (machine's) name.
+    /// Kubernetes name of the machine.
     pub node_name: String,
-    /// `cluster.local`.
+    /// DNS domain of the cluster, such as `cluster.local`.
     pub domain_suffix: String,
-    /// Further keys of the metadata (`ISTIO_META_*` without the prefix), as text.
+    /// Further metadata (`ISTIO_META_*` without the prefix).
     pub extra: std::collections::BTreeMap<String, String>,
 }
 
 impl Workload {
-    /// `type~ip~pod.namespace~namespace.svc.domain`.
+    /// The node id: `type~ip~pod.namespace~namespace.svc.domain`.
     pub fn node_id(&self) -> String {
         let ip = self
             .ips
@@ -74,7 +74,7 @@ impl Workload {
         )
     }
 
-    /// What short names are tried with. Source: Kubernetes `ClusterFirst`.
+    /// DNS search domains of the pod. Source: Kubernetes `dnsPolicy: ClusterFirst`.
     pub fn search_domains(&self) -> Vec<String> {
         let suffix = &self.domain_suffix;
         vec![
@@ -84,7 +84,7 @@ impl Workload {
         ]
     }
 
-    /// The metadata as JSON-like pairs, in a fixed order.
+    /// The metadata, in a fixed order.
     fn metadata(&self) -> Vec<(String, Value)> {
         let text = |key: &str, value: &str| (key.to_owned(), value_of(value));
         let object = |pairs: &std::collections::BTreeMap<String, String>| {
@@ -134,7 +134,8 @@ impl Workload {
         pairs
     }
 
-    /// Istio's `service.istio.io` rule for the node's cluster: canonical service and namespace.
+    /// The node's cluster: canonical service name and namespace. Istio uses `istio-proxy` where
+    /// there is no name.
     pub fn service_cluster(&self) -> String {
         let name = match self.labels.canonical_service(&self.workload_name) {
             "" => "istio-proxy",
@@ -144,7 +145,7 @@ impl Workload {
     }
 }
 
-/// The node of a workload.
+/// Builds the xDS node of a workload.
 pub fn node_of(workload: &Workload) -> Node {
     let Locality {
         region,
@@ -191,7 +192,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_node_says_who_it_is_in_istios_words() {
+    fn node_id_cluster_and_metadata_have_istios_form() {
         let node = node_of(&workload());
         assert_eq!(
             node.id,

@@ -1,5 +1,5 @@
-//! The whole sidecar, or gateway, put together: identity, discovery, DNS, probes, and one of two
-//! proxies.
+//! Assembles a sidecar or gateway: certificate, name table, DNS server, status server, and one of
+//! two proxies. [`run`] ends when it is told to, or when any part fails.
 
 mod embedded;
 mod meltemi;
@@ -26,79 +26,77 @@ use crate::{
     follow_names, node_of,
 };
 
-/// How often certificate files are looked at.
-const FILES: Duration = Duration::from_secs(5);
+/// How often certificate files are checked for changes.
+const FILE_CHECK: Duration = Duration::from_secs(5);
 
-/// Which proxy carries the traffic.
+/// The proxy that carries the traffic.
 pub enum ProxyChoice {
-    /// Ours, in this process.
+    /// Our own proxy, in this process.
     Embedded(Embedded),
-    /// Envoy, as a child.
+    /// Envoy, as a child process.
     Envoy(EnvoySidecar),
 }
 
-/// The DNS part.
+/// Options of the DNS server.
 #[derive(Debug, Clone)]
 pub struct SidecarDns {
-    /// Where and how it answers.
+    /// Address, search domains and limits.
     pub server: DnsOptions,
-    /// Who answers what the mesh does not know.
+    /// Name servers for all names that are not of the mesh, tried in order.
     pub upstreams: Vec<SocketAddr>,
 }
 
-/// Everything a sidecar needs to know.
+/// Options of a sidecar or gateway.
 pub struct SidecarOptions {
-    /// Who it is beside of.
+    /// The workload that the proxy serves.
     pub workload: Workload,
-    /// Where the control plane is.
+    /// Address of the control plane and credentials for it.
     pub control_plane: ControlPlaneOptions,
-    /// Which certificate is asked for.
+    /// The certificate to request, and when to renew it.
     pub identity: IdentityOptions,
-    /// `None`: the workload keeps its own resolver.
+    /// Options of the DNS server; `None` starts none, and the workload keeps its own resolver.
     pub dns: Option<SidecarDns>,
-    /// Probes, merged metrics, commands; 0.0.0.0:15020.
+    /// Address of probes, merged metrics and commands; usually 0.0.0.0:15020.
     pub status: SocketAddr,
-    /// Probes; 0.0.0.0:15021. `None` where Envoy listens there.
+    /// Address of the readiness probe; usually 0.0.0.0:15021. `None` where Envoy listens there.
     pub health: Option<SocketAddr>,
-    /// How long open requests may take to finish at the end. Source: ProxyConfig
-    /// `terminationDrainDuration`, 5 s.
+    /// Time for open requests to finish at the end. Istio's ProxyConfig `terminationDrainDuration`:
+    /// 5 s.
     pub termination_drain: Duration,
-    /// Which proxy.
+    /// The proxy to start.
     pub proxy: ProxyChoice,
 }
 
-/// What both kinds of proxy are started with.
-struct Parts {
+/// Input for starting either kind of proxy.
+struct ProxyInputs {
     node: Node,
     control_plane: ControlPlane,
     secrets: SecretStore,
     metrics: AgentMetrics,
-    options: SidecarTerms,
-}
-
-/// The part of the options that the proxies read.
-struct SidecarTerms {
     workload: Workload,
     mark: Option<u32>,
     status_port: u16,
 }
 
-/// A proxy that runs, in whichever form.
-trait Running: Send {
-    /// Prometheus text.
+/// A running proxy of either kind.
+trait RunningProxy: Send {
+    /// A source of the proxy's metrics in Prometheus text format.
     fn metrics(&self)
     -> Arc<dyn Fn() -> BoxFuture<'static, std::io::Result<String>> + Send + Sync>;
-    /// Whether it serves.
+    /// A readiness check; its error says what is missing.
     fn ready(&self) -> Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
-    /// Its end that did not come from here: in order if its admin interface was asked for it.
-    /// Cancel safe.
+    /// Waits until the proxy ends by itself: `Ok` if its admin interface was told to quit, else the
+    /// failure. Cancellation safe.
     fn exited(&mut self) -> BoxFuture<'_, anyhow::Result<()>>;
-    /// No new work; open work may finish within the grace; then it ends.
+    /// Refuses new work, lets open work finish within `grace`, then ends the proxy.
     fn drain_and_stop(self: Box<Self>, grace: Duration) -> BoxFuture<'static, ()>;
 }
 
-/// Runs until `shutdown` is done or `POST /quitquitquit` comes; then drains and returns. An error
-/// means that a part ended by itself.
+/// Runs a sidecar until `shutdown` completes or a client sends `POST /quitquitquit` or `POST
+/// /drain`; then drains and returns.
+///
+/// # Errors
+/// When a socket cannot be bound, the proxy cannot start, or a part of the sidecar ends by itself.
 pub async fn run(
     options: SidecarOptions,
     shutdown: impl Future<Output = ()> + Send,
@@ -122,30 +120,13 @@ pub async fn run(
 
     let mark = control_plane.mark;
     let control_plane = ControlPlane::new(control_plane, secrets.clone());
-    let mut node = node_of(&workload);
-
-    if matches!(proxy, ProxyChoice::Embedded(_)) {
-        // By this the control plane knows which filters it may send.
-        node.user_agent_name = "meltemi".to_owned();
-        node.user_agent_version_type = Some(UserAgentVersionType::UserAgentVersion(
-            env!("CARGO_PKG_VERSION").to_owned(),
-        ));
-    }
-
+    let node = node_for(&workload, &proxy);
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
 
-    // Sockets first: a port that is taken must be known before anything else starts.
-    let wants_names = dns.is_some();
-    if let Some(SidecarDns { server, upstreams }) = dns {
-        let address = server.address;
-        let forwarder = Arc::new(UpstreamForwarder::new(upstreams, mark));
-        let server = DnsServer::bind(server, names.clone(), forwarder, metrics.clone())
-            .await
-            .with_context(|| format!("DNS server on {address}"))?;
-        tasks.spawn(async move {
-            server.run().await;
-            Ok(())
-        });
+    // Bind the DNS port first: if it is taken, fail before anything else starts.
+    let has_dns = dns.is_some();
+    if let Some(dns) = dns {
+        spawn_dns(&mut tasks, dns, mark, names.clone(), metrics.clone()).await?;
     }
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -163,49 +144,38 @@ pub async fn run(
         Ok(())
     });
 
-    if wants_names {
-        let (control_plane, node, names) = (control_plane.clone(), node.clone(), names.clone());
-        let mut issued = secrets.watch(DEFAULT_SECRET);
-        tasks.spawn(async move {
-            // With the first certificate, so that the token is shown as rarely as possible.
-            let _ = issued.wait_for(Option::is_some).await;
-            follow_names(control_plane, node, names, watch::Sender::new(false)).await;
-            Ok(())
-        });
+    if has_dns {
+        spawn_name_table(
+            &mut tasks,
+            control_plane.clone(),
+            node.clone(),
+            names.clone(),
+            &secrets,
+        );
     }
-
-    let files = secrets.clone();
-    tasks.spawn(async move {
-        let mut tick = tokio::time::interval(FILES);
-        loop {
-            tick.tick().await;
-            files.refresh_files();
-        }
-    });
+    spawn_file_refresh(&mut tasks, secrets.clone());
 
     let app_metrics = AppMetrics::from_annotations(&workload.annotations);
-    let parts = Parts {
+    let inputs = ProxyInputs {
         node,
         control_plane,
         secrets,
         metrics: metrics.clone(),
-        options: SidecarTerms {
-            workload,
-            mark,
-            status_port: status.port(),
-        },
+        workload,
+        mark,
+        status_port: status.port(),
     };
 
     let mut proxy = match proxy {
-        ProxyChoice::Embedded(embedded) => embedded.start(parts)?,
-        ProxyChoice::Envoy(envoy) => envoy.start(parts, &mut tasks)?,
+        ProxyChoice::Embedded(embedded) => embedded.start(inputs)?,
+        ProxyChoice::Envoy(envoy) => envoy.start(inputs, &mut tasks)?,
     };
 
     let (quit, drain) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let sources = StatusSources {
         ready: readiness(
             identity.clone(),
-            wants_names.then(|| names.clone()),
+            has_dns.then(|| names.clone()),
             proxy.ready(),
         ),
         proxy_metrics: proxy.metrics(),
@@ -217,29 +187,18 @@ pub async fn run(
         drain: drain.clone(),
     };
 
-    for (address, pages) in [(Some(status), Pages::All), (health, Pages::Probes)] {
-        let Some(address) = address else { continue };
-        let options = StatusOptions {
-            pages,
-            ..StatusOptions::default()
-        };
-
-        let server = StatusServer::bind(address, sources.clone(), options)
-            .await
-            .with_context(|| format!("status server on {address}"))?;
-        tasks.spawn(async move {
-            server.run().await;
-            Ok(())
-        });
+    spawn_status(&mut tasks, status, Pages::All, sources.clone()).await?;
+    if let Some(health) = health {
+        spawn_status(&mut tasks, health, Pages::Probes, sources).await?;
     }
 
-    let ended = tokio::select! {
+    let outcome = tokio::select! {
         () = shutdown => Ok(()),
         () = quit.notified() => Ok(()),
-        // Draining ends with the process: what asked for it does not want the workload back.
+        // A drained workload does not come back, so the process ends after the drain.
         () = drain.notified() => Ok(()),
-        ended = proxy.exited() => ended,
-        Some(part) = tasks.join_next() => match part {
+        exited = proxy.exited() => exited,
+        Some(task) = tasks.join_next() => match task {
             Ok(Ok(())) => Err(anyhow::anyhow!("a part of the sidecar ended by itself")),
             Ok(Err(error)) => Err(error),
             Err(panic) => Err(panic.into()),
@@ -248,14 +207,102 @@ pub async fn run(
 
     tracing::info!(grace = ?termination_drain, "draining");
 
-    // DNS and secrets go on: open requests may need them.
+    // DNS and secrets keep running meanwhile: open requests may need them.
     proxy.drain_and_stop(termination_drain).await;
     tasks.shutdown().await;
 
-    ended
+    outcome
 }
 
-/// Certificate, names, proxy: in the order in which they come.
+/// The node that the proxy sends to the control plane. The control plane reads the user agent to
+/// decide which filters it may send.
+fn node_for(workload: &Workload, proxy: &ProxyChoice) -> Node {
+    let mut node = node_of(workload);
+    if matches!(proxy, ProxyChoice::Embedded(_)) {
+        node.user_agent_name = "meltemi".to_owned();
+        node.user_agent_version_type = Some(UserAgentVersionType::UserAgentVersion(
+            env!("CARGO_PKG_VERSION").to_owned(),
+        ));
+    }
+
+    node
+}
+
+/// Binds the DNS server and serves it in the background.
+async fn spawn_dns(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    SidecarDns { server, upstreams }: SidecarDns,
+    mark: Option<u32>,
+    names: Names,
+    metrics: AgentMetrics,
+) -> anyhow::Result<()> {
+    let address = server.address;
+    let forwarder = Arc::new(UpstreamForwarder::new(upstreams, mark));
+    let server = DnsServer::bind(server, names, forwarder, metrics)
+        .await
+        .with_context(|| format!("DNS server on {address}"))?;
+
+    tasks.spawn(async move {
+        server.run().await;
+        Ok(())
+    });
+
+    Ok(())
+}
+
+/// Follows the name table once the workload has a certificate, so that the token is used for
+/// the certificate request only.
+fn spawn_name_table(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    control_plane: ControlPlane,
+    node: Node,
+    names: Names,
+    secrets: &SecretStore,
+) {
+    let mut issued = secrets.watch(DEFAULT_SECRET);
+    tasks.spawn(async move {
+        let _ = issued.wait_for(Option::is_some).await;
+        follow_names(control_plane, node, names, watch::Sender::new(false)).await;
+        Ok(())
+    });
+}
+
+/// Rereads certificate files of the store when they change.
+fn spawn_file_refresh(tasks: &mut JoinSet<anyhow::Result<()>>, secrets: SecretStore) {
+    tasks.spawn(async move {
+        let mut tick = tokio::time::interval(FILE_CHECK);
+        loop {
+            tick.tick().await;
+            secrets.refresh_files();
+        }
+    });
+}
+
+/// Binds a status server and serves it in the background.
+async fn spawn_status(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    address: SocketAddr,
+    pages: Pages,
+    sources: StatusSources,
+) -> anyhow::Result<()> {
+    let options = StatusOptions {
+        pages,
+        ..StatusOptions::default()
+    };
+    let server = StatusServer::bind(address, sources, options)
+        .await
+        .with_context(|| format!("status server on {address}"))?;
+
+    tasks.spawn(async move {
+        server.run().await;
+        Ok(())
+    });
+
+    Ok(())
+}
+
+/// The readiness check. It reports the first missing part, in the order in which they become
+/// available: certificate, name table, proxy.
 fn readiness(
     identity: IdentityView,
     names: Option<Names>,

@@ -1,4 +1,5 @@
-//! Probes and scrapes: ports 15020 and 15021. Source: Istio `pilot/cmd/pilot-agent/status`.
+//! The status servers: readiness probe, merged metrics and commands on port 15020, the readiness
+//! probe alone on port 15021. Source: Istio `pilot/cmd/pilot-agent/status`.
 
 mod metrics;
 mod server;

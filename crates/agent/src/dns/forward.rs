@@ -1,4 +1,4 @@
-//! Asking the upstream resolver, past the capture rules.
+//! Forwards DNS queries to upstream name servers over sockets that the capture rules leave alone.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,56 +11,32 @@ use tokio::net::UdpSocket;
 
 use crate::BoxFuture;
 
-/// Answers queries that the mesh does not know.
+/// Answers queries for names outside the mesh.
 pub trait Forwarder: Send + Sync + 'static {
-    /// Passes one query on, byte by byte, over the transport that the client used. Bounded in time.
-    /// Cancel safe.
+    /// Forwards one query unchanged over the transport that the client used and returns the raw
+    /// answer. Limited in time. Cancellation safe.
     fn forward<'a>(&'a self, query: &'a [u8], over_tcp: bool)
     -> BoxFuture<'a, io::Result<Vec<u8>>>;
 }
 
-/// Sends queries to name servers, one after the other until one answers.
+/// Sends each query to the name servers in order until one answers, at most 2 s each.
 #[derive(Debug, Clone)]
 pub struct UpstreamForwarder {
     upstreams: Vec<SocketAddr>,
     mark: Option<u32>,
-    timeout: Duration,
 }
 
+/// Limit for the answer of one name server.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
 impl UpstreamForwarder {
-    /// `mark` is the SO_MARK that the capture rules let pass.
+    /// Creates a forwarder; `mark` is the SO_MARK that the capture rules leave alone.
     pub fn new(upstreams: Vec<SocketAddr>, mark: Option<u32>) -> Self {
-        Self {
-            upstreams,
-            mark,
-            timeout: Duration::from_secs(2),
-        }
+        Self { upstreams, mark }
     }
 
-    /// The name servers of a `resolv.conf`, at most three, as the C library does.
-    pub fn from_resolv_conf(text: &str, mark: Option<u32>) -> Self {
-        let servers = text
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("nameserver"))
-            .filter_map(|rest| rest.trim().parse().ok());
-
-        Self::new(
-            servers
-                .map(|ip: IpAddr| SocketAddr::new(ip, 53))
-                .take(3)
-                .collect(),
-            mark,
-        )
-    }
-
-    /// How long one name server is waited for; default 2 s.
-    pub fn with_timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// A socket and with it a source port of its own for each query: who wants to forge an answer
-    /// must guess it.
+    /// Asks one name server over UDP. Each query has a socket and so a random source port of its
+    /// own, which makes forged answers harder (RFC 5452).
     async fn over_udp(&self, upstream: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
         let socket = Socket::new(
             Domain::for_address(upstream),
@@ -85,8 +61,8 @@ impl UpstreamForwarder {
 
         loop {
             let length = socket.recv(&mut buffer).await?;
-            // Anything but the answer to this query is ignored, not an error: it may be a late one,
-            // or a forged one.
+            // Ignore everything but the answer to this query: a late answer to another one, or a
+            // forged one, must not end the wait.
             if length >= 12 && buffer[..2] == query[..2] && buffer[2] & 0x80 != 0 {
                 buffer.truncate(length);
                 return Ok(buffer);
@@ -133,7 +109,7 @@ impl Forwarder for UpstreamForwarder {
                     }
                 };
 
-                match tokio::time::timeout(self.timeout, attempt).await {
+                match tokio::time::timeout(TIMEOUT, attempt).await {
                     Ok(Ok(answer)) => return Ok(answer),
                     Ok(Err(error)) => last = error,
                     Err(_) => last = io::ErrorKind::TimedOut.into(),

@@ -1,4 +1,5 @@
-//! Names of the mesh and how a question finds them. Pure.
+//! The table of the mesh's names, and the rules by which a query finds its name: exact names,
+//! wildcards, search domains. Pure.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,47 +10,47 @@ use arc_swap::ArcSwapOption;
 use meltemi_dns::RecordType;
 use meltemi_proto::istio::NameTable;
 
-/// A name table, ready for questions.
+/// A name table, indexed by host name.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NameIndex {
     hosts: HashMap<String, Vec<IpAddr>>,
 }
 
-/// What is known of a name.
+/// The answer to a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// The name exists; addresses of the asked type, perhaps none.
+    /// The name exists.
     Known {
-        /// Set where the client's search domain was appended to a name outside: the real name.
+        /// The name without the search domain, if the client's resolver appended one to an outside
+        /// name; sent as a CNAME record.
         alias: Option<String>,
-        /// Of the asked type, in an order that changes from answer to answer.
+        /// Addresses of the queried type, possibly none. Rotated from answer to answer.
         addresses: Vec<IpAddr>,
     },
-    /// The name would be the mesh's, but there is no such service.
+    /// The name is in a zone of the mesh and does not exist: NXDOMAIN.
     Absent,
-    /// The mesh's names are not here yet.
+    /// The name is in a zone of the mesh, and no name table has arrived yet: SERVFAIL.
     NotYet,
-    /// Not a name of the mesh, or a type of record that the mesh does not have.
+    /// Not a name of the mesh, or a record type that the mesh does not have: forward the query.
     Foreign,
 }
 
 impl NameIndex {
-    /// Merges tables; addresses that cannot be read are left out.
+    /// Merges tables. Addresses that cannot be parsed are left out.
     pub fn from_tables<'a>(tables: impl IntoIterator<Item = &'a NameTable>) -> Self {
         let mut hosts: HashMap<String, Vec<IpAddr>> = HashMap::new();
         for table in tables {
             for (host, info) in &table.table {
                 let addresses = info.ips.iter().filter_map(|ip| ip.parse::<IpAddr>().ok());
-                let known = hosts
+                let entry = hosts
                     .entry(host.trim_end_matches('.').to_ascii_lowercase())
                     .or_default();
-                known.extend(addresses);
+                entry.extend(addresses);
             }
         }
 
         for addresses in hosts.values_mut() {
-            // A client must not see the same address twice, nor an order that depends on the
-            // server's hash map.
+            // Tables may repeat an address, and their order is that of the server's hash map.
             addresses.sort_unstable();
             addresses.dedup();
         }
@@ -57,17 +58,17 @@ impl NameIndex {
         Self { hosts }
     }
 
-    /// How many names there are.
+    /// Number of names.
     pub fn len(&self) -> usize {
         self.hosts.len()
     }
 
-    /// Whether there is no name.
+    /// Whether the table has no name.
     pub fn is_empty(&self) -> bool {
         self.hosts.is_empty()
     }
 
-    /// Names and addresses, sorted; for `/debug/ndsz`.
+    /// Names and addresses, sorted by name, for `/debug/ndsz`.
     pub fn entries(&self) -> Vec<(&str, &[IpAddr])> {
         let mut all: Vec<_> = self
             .hosts
@@ -78,7 +79,7 @@ impl NameIndex {
         all
     }
 
-    /// The addresses of a host: its own entry, else the closest wildcard above it.
+    /// Addresses of a host: its own entry, else the longest matching wildcard.
     fn find(&self, host: &str) -> Option<&[IpAddr]> {
         if let Some(addresses) = self.hosts.get(host) {
             return Some(addresses);
@@ -94,9 +95,9 @@ impl NameIndex {
         None
     }
 
-    /// Finds a name as it was asked, without trailing dot and in lower case: as it is; as a short
-    /// name under the search domains; as a full name of somewhere else to which the client's
-    /// resolver has appended a search domain.
+    /// Finds `name` (lower case, no trailing dot). Tried in order: the name itself; a short name
+    /// with each search domain appended; the name with a search domain removed, which the client's
+    /// resolver appended to an outside name. The third case also returns the outside name.
     fn resolve<'a>(
         &'a self,
         name: &'a str,
@@ -106,8 +107,8 @@ impl NameIndex {
             return Some((None, addresses));
         }
 
-        // Only short names: `a.b.c` is left to the client's own search, or a typo could reach
-        // somebody else's service.
+        // At most three labels. A longer name is searched by the client itself; searching it here
+        // could turn a typo into another service's name.
         if name.split('.').count() <= 3
             && let Some(addresses) = search
                 .iter()
@@ -118,18 +119,19 @@ impl NameIndex {
 
         search.iter().find_map(|domain| {
             let real = name.strip_suffix(domain.as_str())?.strip_suffix('.')?;
-            // One label is a service that does not exist in this namespace, not a host of the
-            // world.
+            // A single label is a Service that does not exist in this namespace, not an outside
+            // host.
             real.contains('.').then_some(())?;
             self.find(real).map(|addresses| (Some(real), addresses))
         })
     }
 }
 
-/// The newest [`NameIndex`], shared between its writer and the servers. Cheap to clone.
+/// The current [`NameIndex`], shared by its writer and the servers. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Names {
     current: Arc<ArcSwapOption<NameIndex>>,
+    /// Rotation of the addresses in answers.
     turn: Arc<AtomicUsize>,
 }
 
@@ -139,12 +141,12 @@ impl Names {
         self.current.store(Some(Arc::new(index)));
     }
 
-    /// The table, if one has come.
+    /// The table; `None` before the first one arrived.
     pub fn get(&self) -> Option<Arc<NameIndex>> {
         self.current.load_full()
     }
 
-    /// Answers a question. `zones` are domains that belong to the mesh alone: what is not in the
+    /// Answers a query. `zones` are domains of the mesh: a name in one of them that is not in the
     /// table does not exist.
     pub fn answer(
         &self,
@@ -183,8 +185,8 @@ impl Names {
                     addresses,
                 }
             }
-            // The mesh knows addresses only. Saying "no such name" for another type would deny the
-            // name as a whole.
+            // The mesh has address records only. The name exists, so answer without records:
+            // NXDOMAIN would deny all its types.
             (Some(_), _) if in_zone => Answer::Known {
                 alias: None,
                 addresses: Vec::new(),
@@ -284,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn the_other_family_is_empty_and_not_an_error() {
+    fn a_missing_address_family_gives_an_empty_answer() {
         let names = names(&[
             ("a.default.svc.cluster.local", &["10.45.0.2"]),
             ("b.default.svc.cluster.local", &["10.45.0.3", "fd00::3"]),
@@ -330,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_domain_behind_a_real_name_is_undone() {
+    fn a_search_domain_appended_to_an_outside_name_is_removed() {
         let names = names(&[("httpbin.org", &["240.240.0.9"])]);
         let answer = ask(
             &names,
@@ -348,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn before_the_first_table_nothing_is_denied() {
+    fn before_the_first_table_no_name_is_denied() {
         let names = Names::default();
         assert_eq!(
             ask(&names, "reviews.default.svc.cluster.local", RecordType::A),
@@ -358,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_take_turns() {
+    fn addresses_rotate() {
         let names = names(&[(
             "a.default.svc.cluster.local",
             &["10.0.0.2", "10.0.0.1", "10.0.0.1"],

@@ -1,4 +1,5 @@
-//! UDP and TCP on one address.
+//! The DNS server: UDP and TCP on one address. Mesh names are answered at once; forwarded queries
+//! are limited in number, so that they cannot delay mesh names.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,29 +15,29 @@ use tokio::task::JoinSet;
 use super::{Answer, Forwarder, Names};
 use crate::AgentMetrics;
 
-/// How the server behaves.
+/// Options of the DNS server.
 #[derive(Debug, Clone)]
 pub struct DnsOptions {
-    /// 127.0.0.1:15053; port 0 lets the system choose.
+    /// Address for both transports. Default 127.0.0.1:15053; port 0 lets the system choose.
     pub address: SocketAddr,
-    /// For short names, in order.
+    /// Search domains for short names, in order.
     pub search: Vec<String>,
-    /// Domains that belong to the mesh alone; names in them that do not exist are denied here
-    /// instead of being asked for upstream. Empty where the upstream knows them too (Kubernetes).
+    /// Domains for which the mesh is authoritative: names in them that do not exist are answered
+    /// with NXDOMAIN. Empty where the upstream serves them too, as on Kubernetes.
     pub zones: Vec<String>,
-    /// Time to live of our answers. Source: Istio, 30 s.
+    /// Time to live of our answers in seconds. Default 30, as Istio's.
     pub ttl: u32,
-    /// Forwarded queries at a time; further ones are dropped (UDP clients ask again) until one is
-    /// answered.
+    /// Maximum number of forwarded queries in flight. Further UDP queries are dropped, and clients
+    /// retry. Default 1024.
     pub in_flight: usize,
-    /// TCP connections at a time.
+    /// Maximum number of TCP connections; further ones are closed. Default 128.
     pub connections: usize,
-    /// A TCP connection without a query for this long is closed.
+    /// A TCP connection without a query for this long is closed. Default 10 s.
     pub idle: Duration,
 }
 
 impl DnsOptions {
-    /// Istio's values.
+    /// Options with the documented defaults.
     pub fn new(search: Vec<String>) -> Self {
         Self {
             address: SocketAddr::from(([127, 0, 0, 1], 15053)),
@@ -50,7 +51,7 @@ impl DnsOptions {
     }
 }
 
-/// A bound server.
+/// A DNS server that is bound and not yet serving.
 pub struct DnsServer {
     shared: Arc<Shared>,
     udp: Arc<UdpSocket>,
@@ -67,7 +68,7 @@ struct Shared {
 }
 
 impl DnsServer {
-    /// Binds both transports to one port.
+    /// Binds both transports to the same port.
     pub async fn bind(
         options: DnsOptions,
         names: Names,
@@ -79,7 +80,8 @@ impl DnsServer {
             let udp = UdpSocket::bind(options.address).await?;
             match TcpListener::bind(udp.local_addr()?).await {
                 Ok(tcp) => break (udp, tcp),
-                // A port that the system chose for UDP may be taken for TCP.
+                // With port 0 the system chose a free UDP port whose TCP twin may be taken: try
+                // another.
                 Err(error)
                     if options.address.port() == 0
                         && attempts < 16
@@ -112,25 +114,25 @@ impl DnsServer {
         })
     }
 
-    /// Where it listens, on both transports.
+    /// The bound address, the same for both transports.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.udp.local_addr()
     }
 
-    /// Serves until it is dropped; everything that it spawned ends with it.
+    /// Serves until the future is dropped, which ends all connections and queries.
     pub async fn run(self) {
         let mut tasks = JoinSet::new();
         let mut buffer = vec![0; 65_535];
         loop {
             tokio::select! {
                 received = self.udp.recv_from(&mut buffer) => match received {
-                    Ok((length, peer)) => self.datagram(&buffer[..length], peer, &mut tasks),
-                    // A client that is gone (ICMP) is reported on the next call; it concerns nobody
-                    // else.
+                    Ok((length, peer)) => self.serve_datagram(&buffer[..length], peer, &mut tasks),
+                    // The kernel reports that an earlier client is unreachable (ICMP). Other
+                    // clients are not affected.
                     Err(error) => tracing::debug!(%error, "dns: receive"),
                 },
                 accepted = self.tcp.accept() => match (accepted, self.shared.connections.clone().try_acquire_owned()) {
-                    (Ok((stream, _)), Ok(permit)) => _ = tasks.spawn(converse(self.shared.clone(), stream, permit)),
+                    (Ok((stream, _)), Ok(permit)) => _ = tasks.spawn(serve_connection(self.shared.clone(), stream, permit)),
                     (Ok(_), Err(_)) => self.shared.metrics.dns_dropped.add_shared(1),
                     (Err(error), _) => {
                         tracing::warn!(%error, "dns: accept");
@@ -142,13 +144,14 @@ impl DnsServer {
         }
     }
 
-    fn datagram(&self, query: &[u8], peer: SocketAddr, tasks: &mut JoinSet<()>) {
+    /// Answers a mesh name at once; spawns a task for a query that is forwarded.
+    fn serve_datagram(&self, query: &[u8], peer: SocketAddr, tasks: &mut JoinSet<()>) {
         let shared = &self.shared;
         shared.metrics.dns_requests.add_shared(1);
-        match shared.local(query, Transport::Udp) {
-            Local::Reply(answer) => _ = self.udp.try_send_to(&answer, peer),
-            Local::Silence => {}
-            Local::Forward => match shared.in_flight.clone().try_acquire_owned() {
+        match shared.decide(query, Transport::Udp) {
+            Decision::Reply(answer) => _ = self.udp.try_send_to(&answer, peer),
+            Decision::Drop => {}
+            Decision::Forward => match shared.in_flight.clone().try_acquire_owned() {
                 Err(_) => shared.metrics.dns_dropped.add_shared(1),
                 Ok(permit) => {
                     let (shared, udp, query) = (shared.clone(), self.udp.clone(), query.to_vec());
@@ -164,21 +167,24 @@ impl DnsServer {
     }
 }
 
-/// What can be said without asking anybody.
-enum Local {
+/// What to do with a query.
+enum Decision {
+    /// Send this answer.
     Reply(Vec<u8>),
+    /// Ask the upstream name servers.
     Forward,
-    Silence,
+    /// Send nothing: the message has no id to answer to.
+    Drop,
 }
 
 impl Shared {
-    fn local(&self, bytes: &[u8], transport: Transport) -> Local {
+    fn decide(&self, bytes: &[u8], transport: Transport) -> Decision {
         let query = match parse(bytes) {
             Parsed::Query(query) => query,
-            Parsed::Foreign => return Local::Forward,
-            Parsed::Malformed(None) => return Local::Silence,
+            Parsed::Foreign => return Decision::Forward,
+            Parsed::Malformed(None) => return Decision::Drop,
             Parsed::Malformed(Some(id)) => {
-                return Local::Reply(error_reply(id, ResponseCode::FormErr));
+                return Decision::Reply(error_reply(id, ResponseCode::FormErr));
             }
         };
 
@@ -188,7 +194,7 @@ impl Shared {
             .answer(&query.name, query.record, &options.search, &options.zones);
 
         let answer = match &known {
-            Answer::Foreign => return Local::Forward,
+            Answer::Foreign => return Decision::Forward,
             Answer::Absent => meltemi_dns::Answer::empty(ResponseCode::NXDomain),
             Answer::NotYet => meltemi_dns::Answer::empty(ResponseCode::ServFail),
             Answer::Known { alias, addresses } => meltemi_dns::Answer {
@@ -200,9 +206,10 @@ impl Shared {
             },
         };
 
-        Local::Reply(query.respond(&answer, transport))
+        Decision::Reply(query.respond(&answer, transport))
     }
 
+    /// Forwards a query; a failure becomes SERVFAIL.
     async fn upstream(&self, query: &[u8], over_tcp: bool) -> Option<Vec<u8>> {
         self.metrics.dns_upstream.add_shared(1);
         match self.forwarder.forward(query, over_tcp).await {
@@ -216,8 +223,12 @@ impl Shared {
     }
 }
 
-/// One TCP connection: queries in order, RFC 7766.
-async fn converse(shared: Arc<Shared>, mut stream: TcpStream, _permit: OwnedSemaphorePermit) {
+/// Serves one TCP connection: queries are answered in order (RFC 7766).
+async fn serve_connection(
+    shared: Arc<Shared>,
+    mut stream: TcpStream,
+    _permit: OwnedSemaphorePermit,
+) {
     loop {
         let read = async {
             let length = stream.read_u16().await?;
@@ -230,10 +241,10 @@ async fn converse(shared: Arc<Shared>, mut stream: TcpStream, _permit: OwnedSema
             return;
         };
         shared.metrics.dns_requests.add_shared(1);
-        let answer = match shared.local(&query, Transport::Tcp) {
-            Local::Reply(answer) => Some(answer),
-            Local::Silence => None,
-            Local::Forward => match shared.in_flight.try_acquire() {
+        let answer = match shared.decide(&query, Transport::Tcp) {
+            Decision::Reply(answer) => Some(answer),
+            Decision::Drop => None,
+            Decision::Forward => match shared.in_flight.try_acquire() {
                 Ok(_in_flight) => shared.upstream(&query, true).await,
                 Err(_) => error_for(&query, ResponseCode::ServFail),
             },

@@ -1,8 +1,7 @@
-//! Envoy's discovery streams, passed on to the control plane under the agent's credentials.
+//! Forwards Envoy's discovery streams to the control plane with the agent's credentials.
 //!
-//! Nothing is interpreted. A stream upstream lives as long as its stream downstream: when either
-//! ends, so does the other, and Envoy comes back with the versions it holds, so that nothing is
-//! lost or sent twice.
+//! Messages are not interpreted. When either side of a stream ends, the other ends too; Envoy then
+//! reconnects and names the versions that it holds, so nothing is lost or sent twice.
 
 use std::pin::Pin;
 
@@ -20,18 +19,19 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{AgentMetrics, ControlPlane};
 
-/// The service on the local socket.
+/// The aggregated discovery service that Envoy connects to.
 pub struct AdsRelay {
     control_plane: ControlPlane,
     metrics: AgentMetrics,
-    /// How many streams stand.
+    /// Number of open streams.
     streams: watch::Sender<usize>,
 }
 
 type Outbound<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
 
 impl AdsRelay {
-    /// `streams` counts those that stand; readiness asks for one.
+    /// Creates the gRPC service. `streams` holds the number of open streams; the readiness probe
+    /// reads it.
     pub fn service(
         control_plane: ControlPlane,
         metrics: AgentMetrics,
@@ -46,6 +46,7 @@ impl AdsRelay {
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
+    /// Opens a connection to the control plane for one stream.
     async fn upstream(
         &self,
     ) -> Result<(AggregatedDiscoveryServiceClient<Channel>, MetadataMap), Status> {
@@ -63,8 +64,9 @@ impl AdsRelay {
         Ok((client, connection.metadata))
     }
 
+    /// Wraps the responses of a stream, which counts as open until they are dropped.
     fn counted<M: Send + 'static>(&self, stream: Streaming<M>) -> Response<Outbound<M>> {
-        let guard = Counted::new(self.streams.clone());
+        let guard = OpenStream::new(self.streams.clone());
         Response::new(Box::pin(stream.map(move |item| {
             let _alive = &guard;
             item
@@ -72,14 +74,15 @@ impl AdsRelay {
     }
 }
 
-/// The requests of a stream that is passed on: they end without an error when the client goes.
-fn passed_on<M: Send + 'static>(
+/// Turns Envoy's requests into the requests of the upstream stream, which end without an error when
+/// Envoy closes its side.
+fn forwarded_requests<M: Send + 'static>(
     metadata: MetadataMap,
     mut inbound: Streaming<M>,
 ) -> Request<ReceiverStream<M>> {
     let (sender, receiver) = mpsc::channel(1);
 
-    // Ends with either side: `message` when the client goes, `send` when the upstream stream is
+    // Ends with either side: `message` when Envoy closes, `closed` when the upstream stream is
     // dropped.
     tokio::spawn(async move {
         loop {
@@ -112,7 +115,7 @@ impl AggregatedDiscoveryService for AdsRelay {
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
         let (mut client, metadata) = self.upstream().await?;
         let response = client
-            .stream_aggregated_resources(passed_on(metadata, request.into_inner()))
+            .stream_aggregated_resources(forwarded_requests(metadata, request.into_inner()))
             .await?;
         Ok(self.counted(response.into_inner()))
     }
@@ -123,22 +126,23 @@ impl AggregatedDiscoveryService for AdsRelay {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let (mut client, metadata) = self.upstream().await?;
         let response = client
-            .delta_aggregated_resources(passed_on(metadata, request.into_inner()))
+            .delta_aggregated_resources(forwarded_requests(metadata, request.into_inner()))
             .await?;
         Ok(self.counted(response.into_inner()))
     }
 }
 
-struct Counted(watch::Sender<usize>);
+/// Counts as an open stream until dropped.
+struct OpenStream(watch::Sender<usize>);
 
-impl Counted {
+impl OpenStream {
     fn new(streams: watch::Sender<usize>) -> Self {
         streams.send_modify(|count| *count += 1);
         Self(streams)
     }
 }
 
-impl Drop for Counted {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.send_modify(|count| *count -= 1);
     }

@@ -1,4 +1,5 @@
-//! Envoy's bootstrap as JSON. Pure. Source: Istio `tools/packaging/common/envoy_bootstrap.json`.
+//! Renders Envoy's bootstrap as JSON. Pure. Source: Istio
+//! `tools/packaging/common/envoy_bootstrap.json`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,7 +8,7 @@ use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::google::protobuf::{Struct, Value as ProtoValue, value::Kind};
 use serde_json::{Map, Value, json};
 
-/// Which of Envoy's own statistics are kept, beside those that Istio always keeps.
+/// Envoy statistics that the user keeps, beside those that Istio always keeps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StatsInclusion {
     /// `sidecar.istio.io/statsInclusionPrefixes`.
@@ -19,7 +20,7 @@ pub struct StatsInclusion {
 }
 
 impl StatsInclusion {
-    /// From the pod's annotations.
+    /// Reads the pod's annotations; each is a comma-separated list.
     pub fn from_annotations(annotations: &BTreeMap<String, String>) -> Self {
         let list = |kind: &str| {
             let text = annotations.get(&format!("sidecar.istio.io/statsInclusion{kind}"));
@@ -39,37 +40,38 @@ impl StatsInclusion {
     }
 }
 
-/// What the bootstrap is made from.
+/// Input of [`render`].
 #[derive(Debug, Clone)]
 pub struct Bootstrap {
-    /// Who asks.
+    /// The xDS node of the workload.
     pub node: Node,
     /// Unix socket of the [`super::AdsRelay`].
     pub xds_socket: PathBuf,
     /// Unix socket of the [`super::SdsServer`].
     pub sds_socket: PathBuf,
-    /// Envoy's admin interface, on localhost; 15000.
+    /// Port of Envoy's admin interface on localhost; usually 15000.
     pub admin_port: u16,
-    /// Envoy's Prometheus listener; 15090.
+    /// Port of Envoy's Prometheus listener; usually 15090.
     pub prometheus_port: u16,
-    /// The agent's status port; 15020.
+    /// The agent's status port; usually 15020.
     pub status_port: u16,
-    /// Where probes knock; 15021.
+    /// Port of the readiness probe, which Envoy forwards to `status_port`; usually 15021.
     pub health_port: u16,
-    /// SO_MARK of every upstream connection, so that capture rules let it pass.
+    /// SO_MARK of every upstream connection, which capture rules leave alone.
     pub mark: Option<u32>,
-    /// Statistics.
+    /// Statistics kept at the user's request.
     pub stats: StatsInclusion,
 }
 
-/// SOL_SOCKET and SO_MARK of Linux.
+/// Numbers of Linux's socket options.
 const SOL_SOCKET: u32 = 1;
 const SO_MARK: u32 = 36;
 
-/// Connections from applications and peers that one Envoy holds at a time.
+/// Maximum number of downstream connections of one Envoy.
 const MAX_CONNECTIONS: u64 = 100_000;
 
-/// Istio's tags: without them, metrics carry cluster and listener names inside their own.
+/// Istio's tag extraction rules. Without them, cluster and listener names would be part of metric
+/// names.
 const TAGS: &[(&str, &str)] = &[
     (
         "cluster_name",
@@ -95,8 +97,8 @@ const TAGS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Statistics that the mesh's own views are made from, by their beginning, end, or form. Source:
-/// Istio `pkg/bootstrap/config.go` and the template's own patterns.
+/// Statistics that are always kept, by prefix, suffix or pattern. Source: Istio
+/// `pkg/bootstrap/config.go` and its bootstrap template.
 const KEPT_PREFIXES: &[&str] = &[
     "cluster_manager",
     "listener_manager",
@@ -116,7 +118,7 @@ const KEPT_SUFFIXES: &[&str] = &[
 ];
 const KEPT_REGEXPS: &[&str] = &[r"vhost\.*\.route\.*"];
 
-/// The bootstrap's JSON.
+/// Renders the bootstrap. The same input gives the same text.
 pub fn render(bootstrap: &Bootstrap) -> Value {
     let Bootstrap {
         node,
@@ -173,7 +175,7 @@ pub fn render(bootstrap: &Bootstrap) -> Value {
 
     if let Some(mark) = mark {
         out["cluster_manager"] = json!({ "upstream_bind_config": { "socket_options": [{
-            "description": "past the capture rules",
+            "description": "mark that the capture rules leave alone",
             "level": SOL_SOCKET, "name": SO_MARK, "int_value": mark, "state": "STATE_PREBIND",
         }] } });
     }
@@ -286,7 +288,7 @@ fn node_json(node: &Node) -> Value {
 }
 
 fn struct_json(value: &Struct) -> Value {
-    // Through a sorted map: the same node gives the same text.
+    // Sort the keys, so that the same node gives the same text.
     let sorted: BTreeMap<_, _> = value
         .fields
         .iter()
@@ -341,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn what_capture_and_feeding_rest_on_is_there() {
+    fn the_bootstrap_has_node_mark_clusters_and_statistics() {
         let out = render(&bootstrap());
         assert_eq!(
             out["node"]["id"],

@@ -1,4 +1,4 @@
-//! Envoy's process: started, watched, drained, ended.
+//! Starts Envoy's process, waits for its exit, and drains and stops it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,20 +9,20 @@ use http::{Request, header};
 use http_body_util::Full;
 use tokio::process::{Child, Command};
 
-/// How Envoy is run.
+/// Command-line options of Envoy.
 #[derive(Debug, Clone)]
 pub struct EnvoyOptions {
-    /// The program.
+    /// Path of the Envoy binary.
     pub program: PathBuf,
-    /// The bootstrap file.
+    /// Path of the bootstrap file.
     pub config: PathBuf,
-    /// Worker threads; 0: one per CPU.
+    /// Number of worker threads; 0 starts one per CPU.
     pub concurrency: u32,
-    /// `warning`, or as `sidecar.istio.io/logLevel` says.
+    /// Log level: `warning`, or the value of the annotation `sidecar.istio.io/logLevel`.
     pub log_level: String,
-    /// How long listeners drain after a change. Source: ProxyConfig `drainDuration`, 45 s.
+    /// How long listeners drain after a change. Istio's ProxyConfig `drainDuration`: 45 s.
     pub drain: Duration,
-    /// The admin port of the bootstrap.
+    /// Port of Envoy's admin interface, as in the bootstrap.
     pub admin_port: u16,
 }
 
@@ -33,7 +33,7 @@ pub struct EnvoyProcess {
 }
 
 impl EnvoyProcess {
-    /// Starts it. It inherits standard output and error, where its logs go.
+    /// Starts Envoy. Its logs go to this process's standard output and error.
     pub fn start(options: &EnvoyOptions) -> io::Result<Self> {
         let mut command = Command::new(&options.program);
         command
@@ -52,7 +52,7 @@ impl EnvoyProcess {
                 "--log-format",
                 "%Y-%m-%dT%T.%fZ\t%l\tenvoy %n %g:%#\t%v\tthread=%t",
             ])
-            // Nothing of the agent's own environment, where a token might be, is Envoy's business.
+            // The agent's environment may hold a token: do not pass it on.
             .env_clear()
             .stdin(std::process::Stdio::null())
             .kill_on_drop(true);
@@ -73,24 +73,24 @@ impl EnvoyProcess {
         })
     }
 
-    /// The process id, while it runs.
+    /// The process id; `None` after the exit.
     pub fn id(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// Waits for its end; an end that nobody asked for is an error of the sidecar. Cancel safe.
+    /// Waits for Envoy's exit. Cancellation safe.
     pub async fn exited(&mut self) -> io::Result<std::process::ExitStatus> {
         self.child.wait().await
     }
 
-    /// Lets open requests finish: no new connections inbound, `Connection: close` and GOAWAY, for
-    /// at most `grace`; then the process ends, by itself or not.
+    /// Drains Envoy's listeners (no new connections; `Connection: close` and GOAWAY on open ones)
+    /// for at most `grace`, then asks Envoy to quit, and kills it after 2 s more.
     pub async fn drain_and_stop(mut self, grace: Duration) {
         if let Err(error) = post(self.admin, "/drain_listeners?graceful&skip_exit").await {
             tracing::warn!(%error, "envoy: drain");
         }
 
-        // Early if Envoy ends on its own.
+        // Envoy may exit by itself before the grace is over.
         if tokio::time::timeout(grace, self.child.wait()).await.is_ok() {
             return;
         }
@@ -105,7 +105,8 @@ impl EnvoyProcess {
     }
 }
 
-/// Writes the bootstrap where only we can read it: its node metadata is nobody else's business.
+/// Writes the bootstrap to a file that only this user can read, since annotations in the node
+/// metadata may be confidential.
 pub(crate) fn write_bootstrap(path: &Path, json: &serde_json::Value) -> io::Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;

@@ -1,4 +1,5 @@
-//! Certificates for Envoy, over its local socket, in both variants of the protocol.
+//! Serves certificates and roots to Envoy over SDS on a local socket, in the delta and the
+//! state-of-the-world variant.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-/// The service on the local socket.
+/// The secret discovery service that Envoy connects to.
 pub struct SdsServer {
     secrets: SecretStore,
 }
@@ -28,7 +29,8 @@ pub struct SdsServer {
 type Outbound<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
 
 impl SdsServer {
-    /// Serves every secret of the store. Streams wait until the workload has its certificate.
+    /// Creates the gRPC service for every secret of the store. Streams get their first answer when
+    /// the workload has its certificate.
     pub fn service(secrets: SecretStore) -> SecretDiscoveryServiceServer<Self> {
         SecretDiscoveryServiceServer::new(Self { secrets })
     }
@@ -38,7 +40,7 @@ impl SdsServer {
         inbound: Streaming<S::Request>,
     ) -> Response<Outbound<S::Response>> {
         let (outbound, receiver) = mpsc::channel(1);
-        tokio::spawn(stream::<S>(self.secrets.clone(), inbound, outbound));
+        tokio::spawn(serve_stream::<S>(self.secrets.clone(), inbound, outbound));
         Response::new(Box::pin(ReceiverStream::new(receiver)))
     }
 }
@@ -70,8 +72,8 @@ impl SecretDiscoveryService for SdsServer {
     }
 }
 
-/// One stream's life; ends with its client.
-async fn stream<S: ServerSession>(
+/// Serves one stream until the client closes it.
+async fn serve_stream<S: ServerSession>(
     secrets: SecretStore,
     mut inbound: Streaming<S::Request>,
     outbound: mpsc::Sender<Result<S::Response, Status>>,
@@ -86,8 +88,8 @@ async fn stream<S: ServerSession>(
             biased;
             message = inbound.message() => match message {
                 Ok(Some(request)) => {
-                    // Names of files are read when they are first asked for; that is a change of
-                    // the store.
+                    // A name that is a file is read at its first `get`, which wakes `changes`
+                    // below.
                     S::names(&request).iter().for_each(|name| _ = secrets.get(name));
                     let taken = lock().on_request(request);
                     match taken {
@@ -105,8 +107,8 @@ async fn stream<S: ServerSession>(
                 if changed.is_err() {
                     return;
                 }
-                // Without a certificate nothing is said: "there is no such secret" would make Envoy
-                // give up on it.
+                // Without a certificate, send nothing: an answer without the secret would make
+                // Envoy give up on it.
                 if secrets.get(DEFAULT_SECRET).is_some() {
                     lock().set_resources(Arc::new(sds_resources(&secrets)));
                 }
@@ -118,8 +120,8 @@ async fn stream<S: ServerSession>(
     }
 }
 
-/// Sends what there is to say; pending while there is nothing. `None`: the client is gone. Cancel
-/// safe.
+/// Sends the next response. If there is none, waits until the client leaves; returns `None` then.
+/// Cancellation safe.
 async fn send_next<S: ServerSession>(
     session: &Mutex<S>,
     outbound: &mpsc::Sender<Result<S::Response, Status>>,
@@ -143,8 +145,8 @@ async fn send_next<S: ServerSession>(
     }
 }
 
-/// Everything in the store as SDS resources. Versions are hashes of the certificates, never of
-/// keys.
+/// Every secret of the store as an SDS resource. Versions are hashes of certificates, never of
+/// private keys.
 pub fn sds_resources(secrets: &SecretStore) -> ResourceSet {
     let mut set = ResourceSet::new();
     for name in secrets.names() {

@@ -1,4 +1,4 @@
-//! The Unix sockets that Envoy is fed through.
+//! The two Unix sockets through which Envoy gets its configuration and its certificates.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -13,8 +13,11 @@ use tonic::transport::Server;
 use super::{AdsRelay, SdsServer};
 use crate::{AgentMetrics, ControlPlane};
 
-/// Serves discovery and secrets on two sockets until it is dropped. Both are readable by their
-/// owner alone: whoever may connect gets the workload's key.
+/// Binds both sockets and returns a future that serves them until it is dropped. Only the owner may
+/// connect, since a client gets the workload's private key.
+///
+/// # Errors
+/// When a socket cannot be bound.
 pub fn serve_sockets(
     xds: &Path,
     sds: &Path,
@@ -38,7 +41,7 @@ pub fn serve_sockets(
 }
 
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    // What an earlier run left behind is in the way.
+    // A socket file left by an earlier run would make the bind fail.
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -1,14 +1,14 @@
-//! When to ask again. Pure.
+//! Computes when to renew a certificate and when to retry after a failure. Pure.
 
 use std::time::{Duration, SystemTime};
 
-/// Which part of a certificate's life is left when it is rotated.
+/// The fraction of a certificate's lifetime that remains when it is renewed.
 /// Source: Istio `SECRET_GRACE_PERIOD_RATIO`, `SECRET_GRACE_PERIOD_RATIO_JITTER`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rotation {
-    /// 0.5: at half of its life.
+    /// Remaining fraction, 0 to 1. Default 0.5.
     pub grace_ratio: f64,
-    /// 0.01: one per cent of its life earlier or later.
+    /// Largest random deviation from `grace_ratio` in either direction. Default 0.01.
     pub jitter: f64,
 }
 
@@ -22,34 +22,34 @@ impl Default for Rotation {
 }
 
 impl Rotation {
-    /// How long to wait from `now`, when the certificate was obtained, until it is rotated.
-    /// Backdating does not count as life. Never less than a tenth of a second, so that a CA that
-    /// hands out dead certificates is not flooded.
+    /// The delay from `now`, when the certificate was obtained, to its renewal. The lifetime counts
+    /// from `now`, not from a backdated `notBefore`. At least 100 ms, so that a CA that issues
+    /// expired certificates is not flooded.
     pub fn delay(&self, now: SystemTime, not_after: SystemTime, random: u64) -> Duration {
         const LEAST: Duration = Duration::from_millis(100);
         let life = not_after.duration_since(now).unwrap_or_default();
-        // 53 bits are what a float holds.
+        // A f64 holds 53 bits exactly: `unit` is uniform in [0, 1).
         let unit = (random >> 11) as f64 / (1u64 << 53) as f64;
         let grace = (self.grace_ratio + (2.0 * unit - 1.0) * self.jitter).clamp(0.0, 1.0);
         life.mul_f64(1.0 - grace).max(LEAST)
     }
 }
 
-/// The delay before an attempt after `failures` failed ones: doubling from half a second to 15 s,
-/// between half of that and all of it. Never more than half of what is `left` of the certificate in
-/// use, so that one that is about to end is asked for again before it does; one that has ended is
-/// in no hurry.
-pub fn retry_delay(failures: u32, left: Duration, random: u64) -> Duration {
+/// The delay before the next attempt after `failures` failures in a row: a random value between
+/// half of a bound and the bound, which doubles from 0.5 s to 15 s. While the current certificate
+/// is valid, the delay is at most half of its remaining validity (`remaining`, zero if expired), so
+/// that attempts continue until it expires.
+pub fn retry_delay(failures: u32, remaining: Duration, random: u64) -> Duration {
     const LEAST: Duration = Duration::from_millis(250);
 
     let bound = Duration::from_millis(500)
         .saturating_mul(1 << failures.saturating_sub(1).min(8))
         .min(Duration::from_secs(15));
     let half = bound / 2;
-    let most = if left.is_zero() {
+    let limit = if remaining.is_zero() {
         bound
     } else {
-        (left / 2).max(LEAST)
+        (remaining / 2).max(LEAST)
     };
 
     let random = random
@@ -57,7 +57,7 @@ pub fn retry_delay(failures: u32, left: Duration, random: u64) -> Duration {
             .unwrap_or(u64::MAX)
             .saturating_add(1));
 
-    (half + Duration::from_millis(random)).min(most)
+    (half + Duration::from_millis(random)).min(limit)
 }
 
 #[cfg(test)]
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rotation_is_at_half_of_life_give_or_take_one_per_cent() {
+    fn renewal_is_at_half_of_the_lifetime_within_one_per_cent() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let day = Duration::from_secs(86_400);
         for life in [Duration::from_secs(30), day] {
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_certificate_does_not_spin() {
+    fn an_expired_certificate_is_not_renewed_in_a_busy_loop() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         assert_eq!(
             Rotation::default().delay(now, now - Duration::from_secs(5), 7),
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_that_is_about_to_end_is_asked_for_in_time() {
+    fn attempts_continue_until_the_certificate_expires() {
         let mut left = Duration::from_secs(14);
         for failures in 5.. {
             let delay = retry_delay(failures, left, u64::MAX);

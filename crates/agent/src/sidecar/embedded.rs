@@ -1,4 +1,4 @@
-//! A proxy in the sidecar's own process.
+//! The seam for a proxy that runs in the sidecar's process.
 
 use std::io;
 use std::sync::Arc;
@@ -8,63 +8,63 @@ use anyhow::Context as _;
 use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_tls::SecretStore;
 
-use super::{Parts, Running};
+use super::{ProxyInputs, RunningProxy};
 use crate::{BoxFuture, ControlPlane};
 
-/// How often a proxy is asked whether its threads still run.
-const WATCH: Duration = Duration::from_millis(500);
+/// How often the sidecar checks whether the proxy's threads still run.
+const LIVENESS_CHECK: Duration = Duration::from_millis(500);
 
-/// What the proxy is fed with.
+/// What the sidecar provides to an embedded proxy.
 pub struct EmbeddedFeed {
-    /// Who it is.
+    /// The xDS node of the workload.
     pub node: Node,
-    /// Makes connections for its discovery client: [`ControlPlane::connector`].
+    /// Connects the proxy's discovery client: [`ControlPlane::connector`].
     pub control_plane: ControlPlane,
-    /// `default` and `ROOTCA`, rotating.
+    /// The store with `default` and `ROOTCA`, which change when the certificate is renewed.
     pub secrets: SecretStore,
-    /// SO_MARK of its upstream connections.
+    /// SO_MARK of the proxy's upstream connections.
     pub mark: Option<u32>,
 }
 
-/// A proxy that runs on threads of its own. Dropping it ends it at once.
+/// A proxy that runs on its own threads. Dropping it ends it at once.
 pub trait EmbeddedProxy: Send + Sync + 'static {
-    /// Prometheus text.
+    /// The proxy's metrics in Prometheus text format.
     fn metrics(&self) -> BoxFuture<'_, String>;
-    /// Whether its listeners serve; the error says what is missing.
+    /// Whether the listeners serve; the error says what is missing.
     fn ready(&self) -> BoxFuture<'_, Result<(), String>>;
-    /// Whether its threads run.
+    /// Whether all threads run.
     fn is_running(&self) -> bool;
-    /// Whether its admin interface was asked for its end.
+    /// Whether a client told the admin interface to quit.
     fn was_asked_to_end(&self) -> bool;
-    /// No new work; open work may finish within the grace; then its threads end.
+    /// Refuses new work, lets open work finish within `grace`, then ends the threads.
     fn shutdown(&self, grace: Duration) -> BoxFuture<'_, ()>;
 }
 
-/// Starts the proxy once its feed is known.
+/// A function that starts an embedded proxy from its [`EmbeddedFeed`].
 pub struct Embedded(Box<dyn FnOnce(EmbeddedFeed) -> anyhow::Result<Arc<dyn EmbeddedProxy>> + Send>);
 
 impl Embedded {
-    /// From whatever starts it.
+    /// Wraps the function.
     pub fn new(
         start: impl FnOnce(EmbeddedFeed) -> anyhow::Result<Arc<dyn EmbeddedProxy>> + Send + 'static,
     ) -> Self {
         Self(Box::new(start))
     }
 
-    pub(super) fn start(self, parts: Parts) -> anyhow::Result<Box<dyn Running>> {
-        let Parts {
+    pub(super) fn start(self, inputs: ProxyInputs) -> anyhow::Result<Box<dyn RunningProxy>> {
+        let ProxyInputs {
             node,
             control_plane,
             secrets,
-            options,
+            mark,
             ..
-        } = parts;
+        } = inputs;
 
         let proxy = (self.0)(EmbeddedFeed {
             node,
             control_plane,
             secrets,
-            mark: options.mark,
+            mark,
         })?;
 
         Ok(Box::new(RunningEmbedded(proxy)))
@@ -73,7 +73,7 @@ impl Embedded {
 
 struct RunningEmbedded(Arc<dyn EmbeddedProxy>);
 
-impl Running for RunningEmbedded {
+impl RunningProxy for RunningEmbedded {
     fn metrics(&self) -> Arc<dyn Fn() -> BoxFuture<'static, io::Result<String>> + Send + Sync> {
         let proxy = self.0.clone();
         Arc::new(move || {
@@ -93,10 +93,10 @@ impl Running for RunningEmbedded {
     fn exited(&mut self) -> BoxFuture<'_, anyhow::Result<()>> {
         Box::pin(async {
             while self.0.is_running() {
-                tokio::time::sleep(WATCH).await;
+                tokio::time::sleep(LIVENESS_CHECK).await;
             }
-            let asked = self.0.was_asked_to_end();
-            asked
+            self.0
+                .was_asked_to_end()
                 .then_some(())
                 .context("a thread of the proxy ended by itself; its reason is in the log")
         })

@@ -1,4 +1,4 @@
-//! Our own proxy, embedded.
+//! Starts `meltemi-proxy` as the embedded proxy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +12,12 @@ use tokio::sync::RwLock;
 use super::{Embedded, EmbeddedFeed, EmbeddedProxy};
 use crate::{BoxFuture, ControlPlane};
 
-/// How long the first discovery stream waits for a certificate before it shows the token instead.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long the first discovery stream waits for a certificate before it connects with the token.
+const CERTIFICATE_WAIT: Duration = Duration::from_secs(3);
 
 impl Embedded {
-    /// Our proxy. Who it is, its mark, its secrets and its server of configuration are filled in by
-    /// the sidecar; all else (workers, admin address, binder, logs) is the caller's.
+    /// Starts our proxy. The sidecar fills in node, mark, secrets and xDS server; the other options
+    /// (workers, admin address, binder, logs) are the caller's.
     pub fn meltemi(options: ProxyOptions) -> Self {
         Self::new(move |feed| {
             let EmbeddedFeed {
@@ -28,7 +28,7 @@ impl Embedded {
             } = feed;
 
             let xds = ClientConfig::new(
-                patient(control_plane, secrets.clone()),
+                connector_after_certificate(control_plane, secrets.clone()),
                 node.clone(),
                 Vec::new(),
             );
@@ -50,23 +50,27 @@ impl Embedded {
     }
 }
 
-/// A connector that gives the certificate a moment: a stream that began with the token would be
-/// known by it until its end.
-fn patient(control_plane: ControlPlane, secrets: SecretStore) -> impl meltemi_xds::Connector {
+/// A connector that first waits for a certificate, at most [`CERTIFICATE_WAIT`]: a stream that was
+/// opened with the token stays authenticated by the token until it ends.
+fn connector_after_certificate(
+    control_plane: ControlPlane,
+    secrets: SecretStore,
+) -> impl meltemi_xds::Connector {
     let connect = Arc::new(control_plane.connector());
     move || {
         let (mut issued, connect) = (secrets.watch(DEFAULT_SECRET), connect.clone());
         async move {
-            let _ = tokio::time::timeout(PATIENCE, issued.wait_for(Option::is_some)).await;
+            let _ = tokio::time::timeout(CERTIFICATE_WAIT, issued.wait_for(Option::is_some)).await;
             connect().await
         }
     }
 }
 
 struct Meltemi {
-    /// Beside the lock: connections that end take their time, and a scraper wants to see them.
+    /// Kept outside of the lock, which a shutdown holds while connections drain: scrapes must work
+    /// meanwhile.
     metrics: Box<dyn Fn() -> String + Send + Sync>,
-    /// Empty once it is shut down.
+    /// `None` after the shutdown has begun.
     handle: RwLock<Option<ProxyHandle>>,
 }
 
@@ -99,7 +103,7 @@ impl EmbeddedProxy for Meltemi {
     }
 
     fn is_running(&self) -> bool {
-        // A lock that is taken is taken by somebody who shuts the proxy down in order.
+        // If the lock is held, an orderly shutdown is under way.
         self.handle.try_read().map_or(true, |handle| {
             handle.as_ref().is_some_and(ProxyHandle::is_running)
         })
@@ -113,7 +117,8 @@ impl EmbeddedProxy for Meltemi {
 
     fn shutdown(&self, grace: Duration) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            // Not in the condition, where the lock would be held until the end.
+            // A statement of its own: within the `if let`, the lock would be held during the
+            // shutdown.
             let handle = self.handle.write().await.take();
             if let Some(handle) = handle {
                 handle.shutdown(grace).await;
@@ -127,7 +132,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn metrics_are_shown_until_the_very_end() {
+    async fn metrics_are_available_during_and_after_the_shutdown() {
         let handle = Proxy::start(ProxyOptions {
             workers: 1,
             ..ProxyOptions::default()
@@ -141,7 +146,7 @@ mod tests {
 
         assert!(!proxy.metrics().await.is_empty());
         {
-            let _somebody_changes_it = proxy.handle.write().await;
+            let _locked = proxy.handle.write().await;
             assert!(!proxy.metrics().await.is_empty());
         }
 

@@ -1,4 +1,4 @@
-//! Envoy as the sidecar's proxy.
+//! Starts Envoy as the sidecar's proxy.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,36 +10,36 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{Parts, Running};
+use super::{ProxyInputs, RunningProxy};
 use crate::BoxFuture;
 use crate::envoy::{
     Bootstrap, EnvoyOptions, EnvoyProcess, StatsInclusion, render, serve_sockets, write_bootstrap,
 };
 use crate::status::fetch;
 
-/// Where Envoy is and how it is run.
+/// Options of Envoy as a sidecar.
 #[derive(Debug, Clone)]
 pub struct EnvoySidecar {
-    /// The program.
+    /// Path of the Envoy binary.
     pub program: PathBuf,
-    /// A folder that only this workload's sidecar can read: sockets and bootstrap go there.
+    /// Folder for the sockets and the bootstrap. Only this workload's sidecar may have access.
     pub folder: PathBuf,
-    /// Worker threads; 0: one per CPU.
+    /// Number of worker threads; 0 starts one per CPU. Default 2.
     pub concurrency: u32,
-    /// Envoy's log level.
+    /// Envoy's log level. Default `warning`.
     pub log_level: String,
-    /// How long listeners drain after a change.
+    /// How long listeners drain after a change. Default 45 s.
     pub drain: Duration,
-    /// Envoy's admin interface; 15000.
+    /// Port of Envoy's admin interface. Default 15000.
     pub admin_port: u16,
-    /// Envoy's Prometheus listener; 15090.
+    /// Port of Envoy's Prometheus listener. Default 15090.
     pub prometheus_port: u16,
-    /// Where probes knock; 15021.
+    /// Port of the readiness probe. Default 15021.
     pub health_port: u16,
 }
 
 impl EnvoySidecar {
-    /// Istio's ports.
+    /// Istio's defaults.
     pub fn new(program: PathBuf, folder: PathBuf) -> Self {
         Self {
             program,
@@ -55,16 +55,18 @@ impl EnvoySidecar {
 
     pub(super) fn start(
         self,
-        parts: Parts,
+        inputs: ProxyInputs,
         tasks: &mut JoinSet<anyhow::Result<()>>,
-    ) -> anyhow::Result<Box<dyn Running>> {
-        let Parts {
+    ) -> anyhow::Result<Box<dyn RunningProxy>> {
+        let ProxyInputs {
             node,
             control_plane,
             secrets,
             metrics,
-            options,
-        } = parts;
+            workload,
+            mark,
+            status_port,
+        } = inputs;
 
         let (xds, sds, config) = (
             self.folder.join("XDS"),
@@ -84,10 +86,10 @@ impl EnvoySidecar {
             sds_socket: sds,
             admin_port: self.admin_port,
             prometheus_port: self.prometheus_port,
-            status_port: options.status_port,
+            status_port,
             health_port: self.health_port,
-            mark: options.mark,
-            stats: StatsInclusion::from_annotations(&options.workload.annotations),
+            mark,
+            stats: StatsInclusion::from_annotations(&workload.annotations),
         });
 
         write_bootstrap(&config, &bootstrap).with_context(|| format!("{}", config.display()))?;
@@ -115,7 +117,7 @@ struct RunningEnvoy {
     streams: watch::Sender<usize>,
 }
 
-impl Running for RunningEnvoy {
+impl RunningProxy for RunningEnvoy {
     fn metrics(&self) -> Arc<dyn Fn() -> BoxFuture<'static, io::Result<String>> + Send + Sync> {
         let admin = self.admin;
         Arc::new(move || {

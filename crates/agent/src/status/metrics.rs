@@ -1,4 +1,5 @@
-//! One scrape for the proxy, the application and the agent.
+//! Merged metrics: finds the application's metrics by its annotations, fetches them, and joins the
+//! texts of proxy, application and agent.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,10 +10,10 @@ use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::Full;
 
-/// More text than this from one part is refused: it would be held in memory whole.
+/// Maximum size in bytes of one part, since it is held in memory whole.
 const MAX_BODY: usize = 32 << 20;
 
-/// Where the application's own metrics are.
+/// Where the application serves its metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AppMetrics {
     /// `prometheus.io/port`, default 80.
@@ -22,9 +23,9 @@ pub struct AppMetrics {
 }
 
 impl AppMetrics {
-    /// From the pod's annotations; `None` unless `prometheus.io/scrape` is `true`, or if merging is
-    /// switched off by `prometheus.istio.io/merge-metrics`. A path that points back to us is `None`
-    /// too.
+    /// Reads the pod's annotations. `None` unless `prometheus.io/scrape` is `true`; also `None` if
+    /// `prometheus.istio.io/merge-metrics` is `false`, the scheme is not `http`, or the port is
+    /// invalid or the agent's own.
     pub fn from_annotations(annotations: &BTreeMap<String, String>) -> Option<Self> {
         let value = |key: &str| annotations.get(key).map(|text| text.trim());
         if value("prometheus.io/scrape") != Some("true")
@@ -33,7 +34,7 @@ impl AppMetrics {
             return None;
         }
 
-        // An agent cannot speak TLS to the application on its behalf.
+        // The agent has no roots to verify the application's own TLS certificate.
         if value("prometheus.io/scheme").is_some_and(|scheme| scheme != "http") {
             return None;
         }
@@ -72,8 +73,7 @@ pub async fn fetch(address: SocketAddr, path: &str, within: Duration) -> io::Res
     }
 }
 
-/// Appends a part; the end mark of OpenMetrics may stand only at the very end, and this text is not
-/// OpenMetrics.
+/// Appends one part without OpenMetrics' end mark `# EOF`, which would end the whole text early.
 pub(super) fn append(out: &mut String, part: &str) {
     for line in part.lines().filter(|line| line.trim_end() != "# EOF") {
         out.push_str(line);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn annotations_say_where_the_application_is() {
+    fn annotations_name_the_applications_port_and_path() {
         let app = |pairs: &[(&str, &str)]| AppMetrics::from_annotations(&annotations(pairs));
         assert_eq!(app(&[]), None);
         assert_eq!(
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn end_marks_do_not_survive_in_the_middle() {
+    fn end_marks_of_parts_are_removed() {
         let mut out = String::new();
         append(&mut out, "a 1\n# EOF\n");
         append(&mut out, "b 2");

@@ -1,4 +1,5 @@
-//! The HTTP server behind both ports.
+//! The HTTP server of both status ports. It serves GET pages and, from the pod's loopback only, two
+//! POST commands.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,53 +20,52 @@ use crate::dns::Names;
 use crate::identity::IdentityView;
 use crate::{AgentMetrics, BoxFuture};
 
-/// Whether the workload may get traffic; the error says what is missing, for whoever reads the
-/// probe's answer.
+/// A readiness check. Its error says what is missing and becomes the body of the probe's answer.
 pub type Ready = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
-/// What the answers are made of.
+/// Sources of the pages.
 #[derive(Clone)]
 pub struct StatusSources {
-    /// Asked for each probe.
+    /// Called for each probe.
     pub ready: Ready,
     /// The proxy's metrics as Prometheus text.
     pub proxy_metrics: Arc<dyn Fn() -> BoxFuture<'static, io::Result<String>> + Send + Sync>,
-    /// The application's metrics.
+    /// Where the application's metrics are fetched; `None` leaves them out.
     pub app_metrics: Option<AppMetrics>,
-    /// Our own.
+    /// The agent's own metrics.
     pub metrics: AgentMetrics,
-    /// For `/debug/ndsz`.
+    /// The name table, for `/debug/ndsz`.
     pub names: Names,
-    /// For `/certs`.
+    /// State of the certificate, for `/certs`.
     pub identity: Option<IdentityView>,
-    /// Woken by `POST /quitquitquit`.
+    /// Notified by `POST /quitquitquit`.
     pub quit: Arc<Notify>,
-    /// Woken by `POST /drain`.
+    /// Notified by `POST /drain`.
     pub drain: Arc<Notify>,
 }
 
-/// How the server behaves.
+/// Limits of a status server, and its pages.
 #[derive(Debug, Clone, Copy)]
 pub struct StatusOptions {
-    /// A part of a merged scrape that takes longer is left out.
+    /// A part of a merged scrape that takes longer is left out. Default 10 s.
     pub scrape_timeout: Duration,
-    /// A probe whose answer takes longer is told "not ready".
+    /// A readiness check that takes longer counts as not ready. Default 1 s.
     pub probe_timeout: Duration,
-    /// Requests must be complete by then.
+    /// Limit for reading a request's head. Default 10 s.
     pub header_timeout: Duration,
-    /// A connection is asked to end after this time, and ended [`Self::scrape_timeout`] later:
-    /// whoever never reads would otherwise keep its place for ever.
+    /// A connection is shut down gracefully after this time and closed [`Self::scrape_timeout`]
+    /// later, so that a client that never reads cannot hold it for ever. Default 60 s.
     pub connection_time: Duration,
-    /// What is answered at all.
+    /// The pages that the server answers. Default [`Pages::All`].
     pub pages: Pages,
 }
 
-/// What a status port answers.
+/// The pages of a status port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
-    /// Everything: 15020.
+    /// All pages, as on port 15020.
     All,
-    /// Probes alone: 15021, which Istio forwards to nothing but `/healthz/ready`.
+    /// `/healthz/ready` only, as on port 15021 of Istio's proxies.
     Probes,
 }
 
@@ -81,7 +81,7 @@ impl Default for StatusOptions {
     }
 }
 
-/// A bound server.
+/// A status server that is bound and not yet serving.
 pub struct StatusServer {
     listener: TcpListener,
     sources: StatusSources,
@@ -89,7 +89,7 @@ pub struct StatusServer {
 }
 
 impl StatusServer {
-    /// Binds; port 0 lets the system choose.
+    /// Binds the address; port 0 lets the system choose.
     pub async fn bind(
         address: SocketAddr,
         sources: StatusSources,
@@ -102,12 +102,12 @@ impl StatusServer {
         })
     }
 
-    /// Where it listens.
+    /// The bound address.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until it is dropped; its connections end with it.
+    /// Serves until the future is dropped, which ends all connections.
     pub async fn run(self) {
         let Self {
             listener,
@@ -179,7 +179,7 @@ async fn ready(sources: &StatusSources, options: StatusOptions) -> Result<(), St
         .unwrap_or_else(|_| Err("the proxy does not answer".to_owned()))
 }
 
-/// Only the workload itself, or who is in its pod, may end it.
+/// Executes a command. Only processes of the pod itself, which connect over loopback, may send one.
 fn command(request: &Request<Incoming>, peer: SocketAddr, notify: &Notify) -> Reply {
     match (
         request.method() == Method::POST,
@@ -194,6 +194,7 @@ fn command(request: &Request<Incoming>, peer: SocketAddr, notify: &Notify) -> Re
     }
 }
 
+/// Merges the metrics of proxy, application and agent. A part that fails is left out and counted.
 async fn scrape(sources: &StatusSources, options: StatusOptions) -> Reply {
     sources.metrics.scrapes.add_shared(1);
     let proxy = tokio::time::timeout(options.scrape_timeout, (sources.proxy_metrics)());
@@ -215,13 +216,13 @@ async fn scrape(sources: &StatusSources, options: StatusOptions) -> Reply {
     let mut out = String::new();
     match proxy {
         Ok(Ok(part)) => append(&mut out, &part),
-        Ok(Err(error)) => failed(sources, "envoy", &error),
-        Err(_) => failed(sources, "envoy", &io::ErrorKind::TimedOut.into()),
+        Ok(Err(error)) => count_failure(sources, "envoy", &error),
+        Err(_) => count_failure(sources, "envoy", &io::ErrorKind::TimedOut.into()),
     }
 
     match app {
         Some(Ok(part)) => append(&mut out, &String::from_utf8_lossy(&part)),
-        Some(Err(error)) => failed(sources, "application", &error),
+        Some(Err(error)) => count_failure(sources, "application", &error),
         None => {}
     }
 
@@ -230,8 +231,7 @@ async fn scrape(sources: &StatusSources, options: StatusOptions) -> Reply {
     reply(StatusCode::OK, prometheus::CONTENT_TYPE, out)
 }
 
-/// One part that is missing must not hide the others.
-fn failed(sources: &StatusSources, part: &'static str, error: &io::Error) {
+fn count_failure(sources: &StatusSources, part: &'static str, error: &io::Error) {
     tracing::debug!(%part, %error, "scrape");
     sources.metrics.scrape_failed(part);
 }

@@ -145,7 +145,7 @@ async fn upstream() -> (SocketAddr, tokio::task::JoinHandle<()>) {
 }
 
 #[tokio::test]
-async fn mesh_names_are_answered_here_and_others_upstream() {
+async fn mesh_names_are_answered_locally_and_others_upstream() {
     let (up, _up) = upstream().await;
     let (server, task) = serve(options(), Arc::new(UpstreamForwarder::new(vec![up], None))).await;
     for name in [
@@ -201,7 +201,7 @@ async fn what_is_truncated_over_udp_is_whole_over_tcp() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_away_is_said_so() {
+async fn an_unreachable_upstream_gives_servfail() {
     let (server, task) = serve(
         options(),
         Arc::new(UpstreamForwarder::new(Vec::new(), None)),

@@ -115,7 +115,7 @@ impl Drop for Bench {
 }
 
 #[tokio::test]
-async fn two_second_certificates_rotate_at_half_of_their_life() {
+async fn certificates_are_renewed_at_half_of_their_lifetime() {
     let mut bench = Bench::start(Duration::from_secs(2)).await;
     let mut serials = std::collections::BTreeSet::new();
     for round in 0..5 {
@@ -157,7 +157,7 @@ async fn two_second_certificates_rotate_at_half_of_their_life() {
 }
 
 #[tokio::test]
-async fn a_failing_authority_takes_nothing_away() {
+async fn the_old_certificate_stays_while_the_ca_fails() {
     let mut bench = Bench::start(Duration::from_secs(30)).await;
     bench.pass().await;
 
@@ -195,7 +195,7 @@ async fn a_failing_authority_takes_nothing_away() {
 }
 
 #[tokio::test]
-async fn a_control_plane_that_is_away_is_waited_for() {
+async fn the_first_certificate_arrives_once_the_control_plane_is_up() {
     let mut bench = Bench::start(Duration::from_secs(60)).await;
     bench.pass().await;
     let first = bench.current().expect("a certificate");
@@ -262,7 +262,7 @@ async fn a_certificate_for_somebody_else_is_not_used() {
 }
 
 #[tokio::test]
-async fn a_new_authority_is_reached_with_the_token() {
+async fn a_certificate_of_a_replaced_ca_falls_back_to_the_token() {
     let peers = Peers::start().await;
     let secrets = SecretStore::new();
 
@@ -292,7 +292,7 @@ async fn a_new_authority_is_reached_with_the_token() {
 }
 
 #[tokio::test]
-async fn a_token_that_has_ended_is_followed_by_the_next_one_of_its_file() {
+async fn an_expired_token_is_replaced_by_the_next_line_of_its_file() {
     let peers = Peers::start().await;
     let (secrets, file) = (SecretStore::new(), peers.folder().join("token"));
     let ended = peers.token_made(SystemTime::now() - Duration::from_secs(2 * 3600));

@@ -90,7 +90,7 @@ async fn start_as(
 }
 
 #[tokio::test]
-async fn probes_say_what_is_missing() {
+async fn a_failing_probe_names_the_missing_part() {
     let ready = Arc::new(AtomicBool::new(false));
     let address = start(None, ready.clone(), Arc::default()).await;
     let (code, body) = http(address, "GET", "/healthz/ready").await;
@@ -101,7 +101,7 @@ async fn probes_say_what_is_missing() {
 }
 
 #[tokio::test]
-async fn the_port_of_probes_answers_nothing_else() {
+async fn the_probe_port_serves_only_the_readiness_probe() {
     let options = StatusOptions {
         pages: Pages::Probes,
         ..StatusOptions::default()
@@ -128,7 +128,7 @@ async fn the_port_of_probes_answers_nothing_else() {
 }
 
 #[tokio::test]
-async fn whoever_never_reads_loses_its_connection() {
+async fn a_client_that_never_reads_is_disconnected() {
     let short = Duration::from_millis(1);
     let options = StatusOptions {
         connection_time: short,
@@ -171,7 +171,7 @@ async fn metrics_of_all_three_come_in_one_scrape() {
 }
 
 #[tokio::test]
-async fn an_application_that_is_away_hides_nothing_else() {
+async fn a_failed_application_scrape_leaves_the_other_metrics() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let port = listener.local_addr().expect("bound").port();
     drop(listener);
@@ -198,7 +198,7 @@ async fn an_application_that_is_away_hides_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_end_is_a_post() {
+async fn commands_are_accepted_only_by_post() {
     let quit = Arc::new(Notify::new());
     let address = start(None, Arc::default(), quit.clone()).await;
     assert_eq!(http(address, "GET", "/quitquitquit").await.0, 405);

@@ -256,7 +256,7 @@ async fn roots_that_are_files_are_served_by_name() {
 }
 
 #[tokio::test]
-async fn discovery_goes_through_with_the_agents_credential_and_comes_back_after_a_restart() {
+async fn discovery_streams_use_the_agents_credential_and_reconnect_after_a_restart() {
     let mut peers = Peers::start().await;
     peers.serve_names("1", &[("a.default.svc.cluster.local", "10.45.0.1")]);
     let secrets = SecretStore::new();
