@@ -1,5 +1,4 @@
-//! Puts a rule set into the kernel, in the network namespace of the calling thread, in one
-//! transaction.
+//! Applies a rule set to the network namespace of the calling thread in one nf_tables transaction.
 
 use std::io;
 
@@ -7,10 +6,10 @@ use crate::netlink::{Family, Socket};
 use crate::render::nf_tables;
 use crate::rules::RuleSet;
 
-/// Why the rules are not in place; what was there before still is.
+/// Why the rules were not applied. The previous rules stay in force.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// The process may not change rules in this network namespace.
+    /// The process lacks CAP_NET_ADMIN in this network namespace.
     #[error(
         "changing packet rules is not permitted here (CAP_NET_ADMIN in this network namespace is missing)"
     )]
@@ -20,7 +19,7 @@ pub enum ApplyError {
         "the kernel lacks nf_tables or one of its parts (needs NF_TABLES, NFT_NAT, NFT_REDIR, NFT_NUMGEN): {0}; try `modprobe nf_tables nft_redir nft_nat nft_numgen` as root"
     )]
     Unsupported(io::Error),
-    /// Anything else.
+    /// The kernel refused the rules for another reason.
     #[error("the kernel refused the packet rules: {0}")]
     Refused(io::Error),
 }
@@ -41,22 +40,22 @@ impl ApplyError {
     }
 }
 
-/// Replaces this crate's table by `rules`; running it again with the same rules changes nothing.
+/// Replaces this crate's table by `rules`. Applying the same rules again changes nothing.
 ///
 /// # Errors
-/// The old rules stay in force when the new ones are refused.
+/// See [`ApplyError`]; the previous rules then stay in force.
 pub fn apply(rules: &RuleSet) -> Result<(), ApplyError> {
     Socket::open(Family::Netfilter)
         .and_then(|socket| apply_on(&socket, rules))
         .map_err(ApplyError::from_io)
 }
 
-/// As [`apply`], through a netfilter socket that was opened in the wanted namespace.
+/// Like [`apply`], for the namespace in which `socket` was opened.
 pub fn apply_on(socket: &Socket, rules: &RuleSet) -> io::Result<()> {
     socket.transaction(nf_tables::NFNL_SUBSYS_NFTABLES, &nf_tables::replace(rules))
 }
 
-/// Takes this crate's table away; no error when it is absent.
+/// Removes this crate's table. Succeeds if the table does not exist.
 pub fn remove(ipv6: bool) -> Result<(), ApplyError> {
     Socket::open(Family::Netfilter)
         .and_then(|socket| {

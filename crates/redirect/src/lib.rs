@@ -1,9 +1,9 @@
-//! Capture rules: which packets of a network namespace go to the proxy instead.
+//! Capture rules: packet rules that redirect the traffic of a network namespace to a proxy.
 //!
 //! In: a plan ([`SidecarPlan`], [`RouterPlan`], [`ServicePlan`]), plain data. Out: a [`RuleSet`],
-//! which is applied to the current network namespace by netlink ([`apply`]) or rendered for other
-//! tools ([`render::nft`], [`render::iptables`]). Planning and rendering are pure; only [`apply`]
-//! and [`netlink`] touch the kernel.
+//! which is applied to the current network namespace by netlink ([`apply`]) or rendered as text for
+//! other tools ([`render::nft`], [`render::iptables`]). Planning and rendering are pure; only
+//! [`apply`] and [`netlink`] use the kernel.
 //!
 //! Never imports anything of the control plane or the proxy: it knows addresses, ports and marks,
 //! not services.

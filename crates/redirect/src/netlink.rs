@@ -1,6 +1,6 @@
-//! Just enough netlink: messages with nested attributes, a socket, acknowledgements.
+//! A minimal netlink client: messages with nested attributes, a socket, acknowledgements.
 //!
-//! Used here for nf_tables and by the node for interfaces, addresses and routes.
+//! This crate uses it for nf_tables, the node for interfaces, addresses and routes.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,13 +10,13 @@ use rustix::net::{
     sockopt,
 };
 
-/// Asks for an acknowledgement.
+/// Requests an acknowledgement.
 pub const NLM_F_ACK: u16 = 4;
-/// Every request carries it.
+/// Marks a request; set in every message.
 pub const NLM_F_REQUEST: u16 = 1;
-/// Fail when the object exists.
+/// Fail if the object exists.
 pub const NLM_F_EXCL: u16 = 0x200;
-/// Create the object when it is absent.
+/// Create the object if it does not exist.
 pub const NLM_F_CREATE: u16 = 0x400;
 /// Add to the end of a list.
 pub const NLM_F_APPEND: u16 = 0x800;
@@ -24,7 +24,7 @@ pub const NLM_F_APPEND: u16 = 0x800;
 const NLMSG_ERROR: u16 = 2;
 const NESTED: u16 = 0x8000;
 
-/// One or more netlink messages in wire form.
+/// One or more netlink messages in wire format.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Messages {
     bytes: Vec<u8>,
@@ -33,8 +33,8 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// Adds a message: its fixed header (`ifinfomsg`, `nfgenmsg`, …), then what `attributes`
-    /// writes.
+    /// Adds a message: the fixed header (`ifinfomsg`, `nfgenmsg`, …), then the attributes that the
+    /// closure writes.
     pub fn push(
         &mut self,
         kind: u16,
@@ -85,31 +85,31 @@ impl Attributes<'_> {
         self
     }
 
-    /// A 32-bit number in network order, as netfilter writes numbers.
+    /// A 32-bit number in network byte order, as netfilter expects numbers.
     pub fn be32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    /// A 32-bit number in host order, as rtnetlink writes numbers.
+    /// A 32-bit number in host byte order, as rtnetlink expects numbers.
     pub fn ne32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.bytes(kind, &value.to_ne_bytes())
     }
 
-    /// A string with its closing zero.
+    /// A string with a terminating zero.
     pub fn text(&mut self, kind: u16, value: &str) -> &mut Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.bytes(kind, &bytes)
     }
 
-    /// A fixed structure (such as `ifinfomsg`) inside a nest.
+    /// A fixed structure, such as `ifinfomsg`, inside a nested attribute.
     pub fn raw(&mut self, value: &[u8]) -> &mut Self {
         self.0.extend_from_slice(value);
         pad(self.0);
         self
     }
 
-    /// An attribute made of attributes.
+    /// An attribute that contains the attributes written by the closure.
     pub fn nest(&mut self, kind: u16, inner: impl FnOnce(&mut Attributes<'_>)) -> &mut Self {
         let start = self.0.len();
         self.0.extend_from_slice(&[0; 2]);
@@ -126,12 +126,12 @@ fn pad(bytes: &mut Vec<u8>) {
     bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
-/// A netlink socket; it belongs to the network namespace of the thread that opened it, wherever it
-/// is used later.
+/// A netlink socket. It acts on the network namespace in which it was opened, from whatever thread
+/// it is used.
 #[derive(Debug)]
 pub struct Socket(OwnedFd);
 
-/// Which subsystem a socket speaks to.
+/// The netlink subsystem of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// Interfaces, addresses, routes.
@@ -159,9 +159,10 @@ impl Socket {
         Ok(Self(fd))
     }
 
-    /// Sends the messages as one datagram and waits for the verdict on the last of them.
+    /// Sends the messages as one datagram and waits for the acknowledgement of the last one.
     ///
-    /// Errors are reported in order, so a failure of an earlier message is seen first and returned.
+    /// The kernel reports errors in order, so an error of an earlier message is received first and
+    /// returned.
     pub fn request(&self, mut messages: Messages) -> io::Result<()> {
         let Some((start, sequence)) = messages.last else {
             return Ok(());
@@ -170,7 +171,8 @@ impl Socket {
         self.exchange(messages.bytes(), sequence)
     }
 
-    /// Sends a netfilter batch: `messages` between the marks that make it one transaction.
+    /// Sends a netfilter batch: `messages` between a begin and an end message, which make them one
+    /// transaction.
     pub fn transaction(&self, subsystem: u16, messages: &Messages) -> io::Result<()> {
         const BATCH_BEGIN: u16 = 0x10;
         const BATCH_END: u16 = 0x11;
@@ -181,23 +183,25 @@ impl Socket {
         let mut inner = messages.clone();
         inner.acknowledge(start);
 
-        // nfgenmsg: family, version, resource id (the subsystem, network order).
-        let mark = [0, 0, subsystem.to_be_bytes()[0], subsystem.to_be_bytes()[1]];
+        // struct nfgenmsg: family, version, resource id (here the subsystem, in network byte
+        // order).
+        let header = [0, 0, subsystem.to_be_bytes()[0], subsystem.to_be_bytes()[1]];
         let mut begin = Messages::default();
-        begin.push(BATCH_BEGIN, 0, &mark, |_| {});
+        begin.push(BATCH_BEGIN, 0, &header, |_| {});
         let mut end = Messages {
             sequence: sequence.wrapping_add(1),
             ..Messages::default()
         };
 
-        end.push(BATCH_END, 0, &mark, |_| {});
+        end.push(BATCH_END, 0, &header, |_| {});
         let all = [begin.bytes(), inner.bytes(), end.bytes()].concat();
 
         self.exchange(&all, sequence)
     }
 
+    /// Sends a datagram and waits for an error or for the acknowledgement of message `sequence`.
     fn exchange(&self, bytes: &[u8], sequence: u32) -> io::Result<()> {
-        // A transaction is one datagram; the default send buffer holds some hundred rules.
+        // A transaction must fit one datagram. The default send buffer holds a few hundred rules.
         if bytes.len() > 100_000 {
             sockopt::set_socket_send_buffer_size(&self.0, bytes.len() * 2)?;
         }
@@ -206,15 +210,16 @@ impl Socket {
 
         loop {
             let (_, length) = recv(&self.0, &mut answer[..], RecvFlags::empty())?;
-            if let Some(verdict) = verdict(&answer[..length.min(answer.len())], sequence) {
-                return verdict;
+            if let Some(outcome) = outcome_of(&answer[..length.min(answer.len())], sequence) {
+                return outcome;
             }
         }
     }
 }
 
-/// Looks for an error, or the acknowledgement of `sequence`, among answers of the kernel.
-fn verdict(mut answers: &[u8], sequence: u32) -> Option<io::Result<()>> {
+/// Searches the kernel's answers for an error of any message, or the acknowledgement of message
+/// `sequence`; `None` if there is neither.
+fn outcome_of(mut answers: &[u8], sequence: u32) -> Option<io::Result<()>> {
     let word = |bytes: &[u8], at: usize| {
         bytes
             .get(at..at + 4)
@@ -271,16 +276,16 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_cut_short_is_no_verdict() {
-        assert!(verdict(&[], 1).is_none());
-        assert!(verdict(&[40, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0], 1).is_none());
+    fn a_truncated_answer_has_no_outcome() {
+        assert!(outcome_of(&[], 1).is_none());
+        assert!(outcome_of(&[40, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0], 1).is_none());
         let mut ok = vec![0_u8; 20];
         ok[0] = 20;
         ok[4] = 2;
         ok[8] = 1;
-        assert!(matches!(verdict(&ok, 1), Some(Ok(()))));
-        assert!(verdict(&ok, 2).is_none());
+        assert!(matches!(outcome_of(&ok, 1), Some(Ok(()))));
+        assert!(outcome_of(&ok, 2).is_none());
         ok[16..20].copy_from_slice(&(-1_i32).to_ne_bytes());
-        assert!(matches!(verdict(&ok, 2), Some(Err(e)) if e.raw_os_error() == Some(1)));
+        assert!(matches!(outcome_of(&ok, 2), Some(Err(e)) if e.raw_os_error() == Some(1)));
     }
 }

@@ -1,4 +1,4 @@
-//! What to capture, as data, and the rules that follow from it.
+//! Plans of packet rules as data, and the rule sets that follow from them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -6,26 +6,26 @@ use meltemi_types::Cidr;
 
 use crate::rules::{Chain, Hook, Match, Rule, RuleSet, Transport, Verdict};
 
-/// The source address from which a proxy calls its own application; such calls are never captured
-/// again.
+/// Source address with which a proxy connects to its own application. Such connections are not
+/// captured again.
 pub const PASSTHROUGH_V4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 /// The same for IPv6.
 pub const PASSTHROUGH_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
-/// `SO_MARK` of the proxy's own sockets where no user of its own sets it apart.
+/// `SO_MARK` of the proxy's sockets where the proxy has no user of its own.
 pub const PROXY_MARK: u32 = 1337;
-/// User and group of the proxy on Kubernetes.
+/// User and group id of the proxy on Kubernetes.
 pub const PROXY_ID: u32 = 1337;
 
-/// How the proxy's own connections are told from the application's.
+/// How rules recognise the proxy's own connections, which are not captured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exempt {
-    /// The proxy marks its sockets; the application is not allowed to.
+    /// By the mark that the proxy sets on its sockets. Applications lack the capability to set it.
     Mark(u32),
-    /// The proxy runs as a user or group of its own.
+    /// By the user or group that the proxy runs as.
     Owner {
-        /// Users whose traffic is the proxy's.
+        /// User ids of the proxy.
         uids: Vec<u32>,
-        /// Groups whose traffic is the proxy's.
+        /// Group ids of the proxy.
         gids: Vec<u32>,
     },
 }
@@ -43,41 +43,40 @@ impl Exempt {
     }
 }
 
-/// Capture for one workload with a sidecar.
+/// Captures the traffic of a workload with a sidecar.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SidecarPlan {
-    /// How the proxy's own traffic is recognised.
+    /// How the proxy's own connections are recognised.
     pub exempt: Exempt,
-    /// Where outbound connections go: 15001.
+    /// Port to which outbound connections are redirected. Default 15001.
     pub outbound_port: u16,
-    /// Where inbound connections go: 15006.
+    /// Port to which inbound connections are redirected. Default 15006.
     pub inbound_port: u16,
-    /// Where DNS queries go (15053), or `None` to leave DNS alone.
+    /// Port to which DNS queries are redirected, default 15053; `None` does not capture DNS.
     pub dns_port: Option<u16>,
-    /// A DNS server that is asked directly: the proxy's own, since the C library's resolver marks
-    /// no socket. It must know real addresses: those that the captured resolver makes up lead back
-    /// to the proxy.
+    /// A DNS server to which queries are not captured. The proxy itself queries it, since the C
+    /// library's resolver cannot mark its sockets. It must return real addresses: addresses that
+    /// the sidecar's DNS server allocates lead back to the proxy.
     pub direct_dns: Option<IpAddr>,
     /// Inbound ports to capture; `None` captures all, an empty list none.
     pub include_inbound_ports: Option<Vec<u16>>,
-    /// Inbound ports to leave alone, beside the proxy's own.
+    /// Inbound ports that are not captured. Default: 15020, 15021 and 15090, the proxy's own.
     pub exclude_inbound_ports: Vec<u16>,
-    /// Outbound ports captured whatever their address.
+    /// Outbound ports that are captured for every destination.
     pub include_outbound_ports: Vec<u16>,
-    /// Outbound ports to leave alone; 53 among them leaves DNS alone as well.
+    /// Outbound ports that are not captured. 53 among them also turns off the capture of DNS.
     pub exclude_outbound_ports: Vec<u16>,
-    /// Destinations to capture; `None` captures all, an empty list none but
-    /// `include_outbound_ports`.
+    /// Destinations to capture; `None` captures all, an empty list only `include_outbound_ports`.
     pub include_outbound: Option<Vec<Cidr>>,
-    /// Destinations to leave alone, but for DNS: as on Istio, a block around the resolver does not
-    /// give up the mesh's names.
+    /// Destinations that are not captured. DNS is captured all the same, as by Istio: excluding a
+    /// block that contains the resolver must not lose the mesh's names.
     pub exclude_outbound: Vec<Cidr>,
-    /// Write IPv6 rules as well.
+    /// Whether to write IPv6 rules as well.
     pub ipv6: bool,
 }
 
 impl SidecarPlan {
-    /// Everything is captured, with the usual ports.
+    /// Captures everything, with the default ports.
     pub fn new(exempt: Exempt) -> Self {
         Self {
             exempt,
@@ -97,149 +96,36 @@ impl SidecarPlan {
 
     /// The rules of this plan.
     pub fn rules(&self) -> RuleSet {
-        let Self {
-            exempt,
-            outbound_port,
-            inbound_port,
-            dns_port,
-            direct_dns,
-            include_inbound_ports,
-            exclude_inbound_ports,
-            include_outbound_ports,
-            exclude_outbound_ports,
-            include_outbound,
-            exclude_outbound,
-            ipv6,
-        } = self;
-
         let tcp = Match::Transport(Transport::Tcp);
-        let own = exempt.matches();
+        let own = self.exempt.matches();
 
-        // Source: Istio's istio-iptables returns excluded ports, of TCP and UDP, before it
-        // redirects DNS.
-        let dns_port = &dns_port.filter(|_| !exclude_outbound_ports.contains(&53));
-
-        let mut entry = Vec::new();
-
-        for transport in dns_port.map_or(&[][..], |_| &[Transport::Udp, Transport::Tcp]) {
-            let query = [Match::Transport(*transport), Match::Port(53)];
-
-            // The resolver's own forwarded queries must leave, or they would come back to it for
-            // ever.
-            for mine in &own {
-                entry.push(rule(query.iter().chain([mine]), Verdict::Return));
-            }
-            if let Some(direct) = direct_dns {
-                entry.push(rule(
-                    query.iter().chain([&Match::To(Cidr::host(*direct))]),
-                    Verdict::Return,
-                ));
-            }
-
-            entry.push(rule(
-                &query,
-                Verdict::Redirect(dns_port.expect("iterated only with a DNS port")),
-            ));
-        }
-
-        entry.push(rule([&tcp], Verdict::Jump("outbound")));
-
-        let lo = Match::Out("lo");
-
-        // Before connections back to the own pod are redirected, as on Istio.
-        let mut outbound: Vec<Rule> = exclude_outbound_ports
-            .iter()
-            .map(|port| rule([&tcp, &Match::Port(*port)], Verdict::Return))
-            .collect();
-
-        outbound.push(rule(
-            [&lo, &Match::From(Cidr::host(PASSTHROUGH_V4.into()))],
-            Verdict::Return,
-        ));
-
-        if *ipv6 {
-            outbound.push(rule(
-                [&lo, &Match::From(Cidr::host(PASSTHROUGH_V6.into()))],
-                Verdict::Return,
-            ));
-        }
-
-        for mine in &own {
-            // The application called its own service and the balancer chose this very pod: the
-            // proxy's call takes the loopback device and must still pass the inbound side, as it
-            // would on the way to any other pod.
-            outbound.push(rule(
-                [&tcp, &lo, &Match::NotTo(Cidr::v4(127, 0, 0, 0, 8)), mine],
-                Verdict::Jump("inbound_redirect"),
-            ));
-
-            if *ipv6 {
-                let v6_loopback = Cidr::host(Ipv6Addr::LOCALHOST.into());
-                outbound.push(rule(
-                    [&tcp, &lo, &Match::NotTo(v6_loopback), mine],
-                    Verdict::Jump("inbound_redirect"),
-                ));
-            }
-        }
-
-        for mine in &own {
-            outbound.push(rule([mine], Verdict::Return));
-        }
-
-        // An application that speaks to itself is nobody's business.
-        outbound.push(rule([&lo], Verdict::Return));
-        for block in exclude_outbound {
-            outbound.push(rule([&Match::To(*block)], Verdict::Return));
-        }
-        let redirect = Verdict::Jump("outbound_redirect");
-        for port in include_outbound_ports {
-            outbound.push(rule([&tcp, &Match::Port(*port)], redirect.clone()));
-        }
-        match include_outbound {
-            None => outbound.push(rule([], redirect)),
-            Some(blocks) => {
-                outbound.extend(
-                    blocks
-                        .iter()
-                        .map(|block| rule([&Match::To(*block)], redirect.clone())),
-                );
-            }
-        }
-
-        let mut inbound = Vec::new();
-        for port in exclude_inbound_ports {
-            inbound.push(rule([&tcp, &Match::Port(*port)], Verdict::Return));
-        }
-        let redirect = Verdict::Jump("inbound_redirect");
-        match include_inbound_ports {
-            None => inbound.push(rule([&tcp], redirect)),
-            Some(ports) => {
-                inbound.extend(
-                    ports
-                        .iter()
-                        .map(|port| rule([&tcp, &Match::Port(*port)], redirect.clone())),
-                );
-            }
-        }
+        // Istio's istio-iptables exempts excluded ports, TCP and UDP, before it redirects DNS.
+        let dns_port = self
+            .dns_port
+            .filter(|_| !self.exclude_outbound_ports.contains(&53));
 
         let mut chains = vec![];
         if let Some(dns_port) = dns_port {
-            chains.extend(dns_zones(&own, *dns_port));
+            chains.extend(dns_zones(&own, dns_port));
         }
         chains.extend([
             chain(
                 "inbound_redirect",
                 None,
-                vec![rule([&tcp], Verdict::Redirect(*inbound_port))],
+                vec![rule([&tcp], Verdict::Redirect(self.inbound_port))],
             ),
             chain(
                 "outbound_redirect",
                 None,
-                vec![rule([&tcp], Verdict::Redirect(*outbound_port))],
+                vec![rule([&tcp], Verdict::Redirect(self.outbound_port))],
             ),
-            chain("outbound", None, outbound),
-            chain("inbound", None, inbound),
-            chain("output", Some(Hook::Output), entry),
+            chain("outbound", None, self.outbound_rules(&own)),
+            chain("inbound", None, self.inbound_rules()),
+            chain(
+                "output",
+                Some(Hook::Output),
+                self.output_rules(&own, dns_port),
+            ),
             chain(
                 "prerouting",
                 Some(Hook::Prerouting),
@@ -248,39 +134,157 @@ impl SidecarPlan {
         ]);
 
         RuleSet {
-            ipv6: *ipv6,
+            ipv6: self.ipv6,
             chains,
         }
     }
+
+    /// The chain that every sent packet enters: redirects DNS queries and passes TCP on to the
+    /// chain `outbound`.
+    fn output_rules(&self, own: &[Match], dns_port: Option<u16>) -> Vec<Rule> {
+        let mut rules = Vec::new();
+
+        if let Some(dns_port) = dns_port {
+            for transport in [Transport::Udp, Transport::Tcp] {
+                let query = [Match::Transport(transport), Match::Port(53)];
+
+                // Queries that the sidecar forwards must leave, or they would come back to it for ever.
+                for mine in own {
+                    rules.push(rule(query.iter().chain([mine]), Verdict::Return));
+                }
+                if let Some(direct) = self.direct_dns {
+                    let to_direct = Match::To(Cidr::host(direct));
+                    rules.push(rule(query.iter().chain([&to_direct]), Verdict::Return));
+                }
+
+                rules.push(rule(&query, Verdict::Redirect(dns_port)));
+            }
+        }
+
+        let tcp = Match::Transport(Transport::Tcp);
+        rules.push(rule([&tcp], Verdict::Jump("outbound")));
+
+        rules
+    }
+
+    /// The chain for TCP packets that a process of the pod sends.
+    fn outbound_rules(&self, own: &[Match]) -> Vec<Rule> {
+        let tcp = Match::Transport(Transport::Tcp);
+        let lo = Match::Out("lo");
+
+        // Istio exempts excluded ports before it redirects connections back to the own pod.
+        let mut rules: Vec<Rule> = self
+            .exclude_outbound_ports
+            .iter()
+            .map(|port| rule([&tcp, &Match::Port(*port)], Verdict::Return))
+            .collect();
+
+        // The proxy's connections to its own application.
+        rules.push(rule(
+            [&lo, &Match::From(Cidr::host(PASSTHROUGH_V4.into()))],
+            Verdict::Return,
+        ));
+        if self.ipv6 {
+            rules.push(rule(
+                [&lo, &Match::From(Cidr::host(PASSTHROUGH_V6.into()))],
+                Verdict::Return,
+            ));
+        }
+
+        // If the application calls its own Service and the load balancer chooses this pod, the
+        // proxy's connection takes the loopback device. It must pass the inbound side, as a
+        // connection to any other pod would.
+        for mine in own {
+            rules.push(rule(
+                [&tcp, &lo, &Match::NotTo(Cidr::v4(127, 0, 0, 0, 8)), mine],
+                Verdict::Jump("inbound_redirect"),
+            ));
+
+            if self.ipv6 {
+                let v6_loopback = Cidr::host(Ipv6Addr::LOCALHOST.into());
+                rules.push(rule(
+                    [&tcp, &lo, &Match::NotTo(v6_loopback), mine],
+                    Verdict::Jump("inbound_redirect"),
+                ));
+            }
+        }
+
+        for mine in own {
+            rules.push(rule([mine], Verdict::Return));
+        }
+
+        // Connections within the pod are not captured.
+        rules.push(rule([&lo], Verdict::Return));
+
+        for block in &self.exclude_outbound {
+            rules.push(rule([&Match::To(*block)], Verdict::Return));
+        }
+        let redirect = Verdict::Jump("outbound_redirect");
+        for port in &self.include_outbound_ports {
+            rules.push(rule([&tcp, &Match::Port(*port)], redirect.clone()));
+        }
+        match &self.include_outbound {
+            None => rules.push(rule([], redirect)),
+            Some(blocks) => {
+                for block in blocks {
+                    rules.push(rule([&Match::To(*block)], redirect.clone()));
+                }
+            }
+        }
+
+        rules
+    }
+
+    /// The chain for TCP packets that arrive at the pod.
+    fn inbound_rules(&self) -> Vec<Rule> {
+        let tcp = Match::Transport(Transport::Tcp);
+        let redirect = Verdict::Jump("inbound_redirect");
+        let mut rules = Vec::new();
+
+        for port in &self.exclude_inbound_ports {
+            rules.push(rule([&tcp, &Match::Port(*port)], Verdict::Return));
+        }
+        match &self.include_inbound_ports {
+            None => rules.push(rule([&tcp], redirect)),
+            Some(ports) => {
+                for port in ports {
+                    rules.push(rule([&tcp, &Match::Port(*port)], redirect.clone()));
+                }
+            }
+        }
+
+        rules
+    }
 }
 
-/// Zones of connection tracking that keep the application's queries and the resolver's own apart.
+/// Separates the application's DNS queries from the sidecar's own by zones of connection
+/// tracking.
 ///
-/// Both go from the pod's address to the same server. A query that the resolver forwards from a
-/// port which the application used a moment ago would be taken for the application's, and
-/// redirected to the resolver itself.
+/// Both kinds go from the pod's address to the same server. Without zones, a query that the
+/// sidecar forwards from a port which the application used shortly before would match the
+/// application's tracked connection and be redirected to the sidecar itself.
 fn dns_zones(own: &[Match], dns_port: u16) -> [Chain; 2] {
-    const RESOLVERS: u16 = 1;
-    const APPLICATIONS: u16 = 2;
+    const SIDECAR_ZONE: u16 = 1;
+    const APPLICATION_ZONE: u16 = 2;
 
     let udp = Match::Transport(Transport::Udp);
     let query = [udp.clone(), Match::Port(53)];
 
-    // The zone that is set first holds.
+    // A packet keeps the first zone that is set.
     let mut sent: Vec<Rule> = own
         .iter()
-        .map(|mine| rule(query.iter().chain([mine]), Verdict::Zone(RESOLVERS)))
+        .map(|mine| rule(query.iter().chain([mine]), Verdict::Zone(SIDECAR_ZONE)))
         .collect();
 
-    sent.push(rule(&query, Verdict::Zone(APPLICATIONS)));
+    sent.push(rule(&query, Verdict::Zone(APPLICATION_ZONE)));
     sent.push(rule(
         [&udp, &Match::SourcePort(dns_port)],
-        Verdict::Zone(APPLICATIONS),
+        Verdict::Zone(APPLICATION_ZONE),
     ));
 
     let arriving = vec![rule(
         [&udp, &Match::SourcePort(53)],
-        Verdict::Zone(RESOLVERS),
+        Verdict::Zone(SIDECAR_ZONE),
     )];
 
     [
@@ -289,17 +293,17 @@ fn dns_zones(own: &[Match], dns_port: u16) -> [Chain; 2] {
     ]
 }
 
-/// The way out of a machine's mesh: what no workload answers goes to a relay of the router's
-/// namespace.
+/// Redirects connections that leave the mesh to the relay in the router's namespace, and DNS
+/// queries to the router's resolver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouterPlan {
-    /// Interface on which the workloads arrive.
+    /// Interface on which packets of the workloads arrive.
     pub bridge: &'static str,
-    /// Addresses of the workloads and of the router itself: never relayed.
+    /// Addresses of the workloads and of the router, which are never redirected.
     pub pods: Cidr,
     /// Port of the relay in the router's namespace.
     pub relay_port: u16,
-    /// Port of the router's resolver; queries to any other resolver are answered there too.
+    /// Port of the router's resolver, which also answers queries to any other name server.
     pub dns_port: u16,
 }
 
@@ -343,23 +347,23 @@ impl RouterPlan {
     }
 }
 
-/// Service addresses for a workload without sidecar: destination translation in its own namespace.
+/// Translates cluster IPs to endpoints (DNAT) in the namespace of a workload without a sidecar.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServicePlan {
-    /// Every address and port of a service.
+    /// One rule for each cluster IP and port.
     pub services: Vec<ServiceRule>,
 }
 
-/// One address and port of a service with its endpoints.
+/// One cluster IP and port with its endpoints.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServiceRule {
-    /// The service's own address.
+    /// The cluster IP.
     pub address: IpAddr,
-    /// The service's port.
+    /// The port of the Service.
     pub port: u16,
-    /// Transport protocol of the port.
+    /// The transport protocol of the port.
     pub transport: Transport,
-    /// Where it goes, dealt round robin; a service without endpoints gets no rule.
+    /// The endpoints, used round robin. Without endpoints there is no rule.
     pub endpoints: Vec<SocketAddr>,
 }
 
@@ -376,6 +380,8 @@ impl ServicePlan {
 
             let count = service.endpoints.len();
             for (index, endpoint) in service.endpoints.iter().enumerate() {
+                // The first rule takes one packet in `count`, the next one in `count - 1` of the
+                // rest, and so on; the last takes all that remain.
                 let left = u32::try_from(count - index).unwrap_or(u32::MAX);
                 let turn = (left > 1).then_some(Match::Every(left));
                 rules.push(rule(to.iter().chain(turn.iter()), Verdict::Dnat(*endpoint)));

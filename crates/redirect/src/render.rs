@@ -1,5 +1,5 @@
-//! The rule set as other tools take it: nf_tables netlink messages, `nft -f` text,
-//! `iptables-restore` text.
+//! Renders a rule set as nf_tables netlink messages, as text for `nft -f`, and as text for
+//! `iptables-restore`.
 
 pub mod iptables;
 pub mod nf_tables;

@@ -1,69 +1,69 @@
-//! The rule model that every renderer shares: small enough that nf_tables and iptables can both say
-//! all of it.
+//! The rule model that all renderers share. It holds only what both nf_tables and iptables can
+//! express.
 
 use std::net::SocketAddr;
 
 use meltemi_types::Cidr;
 
-/// Name of the table that this crate owns; it is replaced as a whole.
+/// Name of the table that this crate owns. It is always replaced as a whole.
 pub const TABLE: &str = "meltemi";
 
-/// A complete rule set of one network namespace.
+/// All rules of one network namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RuleSet {
-    /// Also write the rules for IPv6; rules that name IPv4 addresses only stay out of that table.
+    /// Whether to write an IPv6 table as well. Rules with IPv4 addresses are left out of it.
     pub ipv6: bool,
-    /// Chains in the order in which they are created: a chain comes before the rules that jump to
-    /// it.
+    /// Chains in the order of creation: a chain comes before the chains that jump to it.
     pub chains: Vec<Chain>,
 }
 
-/// A chain; with a hook it sees packets, without one only what jumps to it.
+/// A chain of rules. A chain with a hook sees packets itself; one without a hook is entered by
+/// jumps only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// Lower-case name, unique in the set.
+    /// Lower-case name, unique in the rule set.
     pub name: &'static str,
-    /// Where packets enter.
+    /// The point at which packets enter the chain.
     pub hook: Option<Hook>,
-    /// First match decides.
+    /// The rules; the first match decides.
     pub rules: Vec<Rule>,
 }
 
-/// Where a chain sees packets, and for what.
+/// The point in the kernel's packet processing at which a chain sees packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
-    /// Packets that arrive from outside the namespace; to rewrite destinations (priority -100).
+    /// Packets that arrive from outside the namespace, at the NAT priority (-100).
     Prerouting,
-    /// Packets that a process of the namespace sends; to rewrite destinations (priority -100).
+    /// Packets that a process of the namespace sends, at the NAT priority (-100).
     Output,
-    /// Packets that arrive, before connections are looked up (priority -300).
+    /// Packets that arrive, before connection tracking (priority -300).
     RawPrerouting,
-    /// Packets that are sent, before connections are looked up (priority -300).
+    /// Packets that are sent, before connection tracking (priority -300).
     RawOutput,
 }
 
 impl Hook {
-    /// True before connection tracking.
+    /// Whether the hook lies before connection tracking.
     pub(crate) fn is_raw(self) -> bool {
         matches!(self, Self::RawPrerouting | Self::RawOutput)
     }
 
-    /// True for packets that arrive.
+    /// Whether the hook sees arriving packets.
     pub(crate) fn is_arriving(self) -> bool {
         matches!(self, Self::Prerouting | Self::RawPrerouting)
     }
 }
 
-/// All matches hold: the verdict applies.
+/// A rule: the verdict applies if all matches hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// Conditions, all of which must hold.
     pub matches: Vec<Match>,
-    /// What happens then.
+    /// The action.
     pub verdict: Verdict,
 }
 
-/// Transport protocol of a match.
+/// A transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
     /// TCP.
@@ -73,7 +73,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// The name that nft and iptables use.
+    /// The name in nft and iptables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -92,53 +92,53 @@ impl Transport {
 /// One condition of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Match {
-    /// Transport protocol.
+    /// The transport protocol equals.
     Transport(Transport),
-    /// Destination port equals.
+    /// The destination port equals.
     Port(u16),
-    /// Destination port differs.
+    /// The destination port differs.
     NotPort(u16),
-    /// Source port equals.
+    /// The source port equals.
     SourcePort(u16),
-    /// Destination address lies in the block.
+    /// The destination address is in the block.
     To(Cidr),
-    /// Destination address lies outside the block.
+    /// The destination address is not in the block.
     NotTo(Cidr),
-    /// Source address lies in the block.
+    /// The source address is in the block.
     From(Cidr),
-    /// Arrived on this interface.
+    /// The packet arrived on this interface.
     In(&'static str),
-    /// Leaves through this interface.
+    /// The packet leaves through this interface.
     Out(&'static str),
     /// The socket's mark (`SO_MARK`) equals.
     Mark(u32),
-    /// The sending process's user.
+    /// The user id of the sending process equals.
     Uid(u32),
-    /// The sending process's group.
+    /// The group id of the sending process equals.
     Gid(u32),
-    /// True for every `n`th packet that gets here, beginning with the first. A chain of rules with
-    /// n, n-1, … 1 deals round robin.
+    /// Holds for every `n`th packet that reaches the rule, starting with the first. Rules with n,
+    /// n-1, … 1 distribute round robin.
     Every(u32),
 }
 
-/// What a rule does.
+/// The action of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Leave the chain.
+    /// Leave the chain and continue in the chain that jumped to it.
     Return,
-    /// Go on in another chain.
+    /// Continue in another chain.
     Jump(&'static str),
     /// Rewrite the destination to this port of the namespace itself.
     Redirect(u16),
-    /// Rewrite the destination.
+    /// Rewrite the destination to this address.
     Dnat(SocketAddr),
-    /// Look the connection up in this zone, and go on with the next rule. In chains of raw hooks
-    /// only.
+    /// Assign the packet to this connection-tracking zone and continue with the next rule. Only in
+    /// chains with a raw hook.
     Zone(u16),
 }
 
 impl RuleSet {
-    /// True when the rule can be said for the given family.
+    /// Whether the rule can be expressed in a table of the given family.
     pub(crate) fn fits(rule: &Rule, ipv6: bool) -> bool {
         let family = |c: &Cidr| c.address().is_ipv6() == ipv6;
         let matches = rule.matches.iter().all(|m| match m {

@@ -1,8 +1,7 @@
-//! The rule set as text for `iptables-restore --noflush` (and `ip6tables-restore`).
+//! Renders a rule set as text for `iptables-restore --noflush` and `ip6tables-restore`.
 //!
-//! Chains of our own are flushed by their declaration, so a second run replaces them. The jumps
-//! from the built-in chains are the one thing that a second run would double: [`Entry::Present`]
-//! leaves them out.
+//! Declaring a chain flushes it, so a second run replaces our chains. It would duplicate the jumps
+//! from the built-in chains, which [`Entry::Present`] therefore leaves out.
 
 use std::fmt::Write as _;
 
@@ -10,16 +9,16 @@ use meltemi_types::Cidr;
 
 use crate::rules::{Chain, Hook, Match, Rule, RuleSet, Verdict};
 
-/// Whether the built-in chains already jump to ours.
+/// Whether the built-in chains already jump to our chains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
-    /// First run: insert the jumps.
+    /// No: insert the jumps (first run).
     Absent,
-    /// A rule set of ours is in place: replace the chains alone.
+    /// Yes: replace the chains only.
     Present,
 }
 
-/// The text for one family.
+/// Renders the rules of one address family.
 pub fn iptables(rules: &RuleSet, ipv6: bool, entry: Entry) -> String {
     let mut out = String::new();
     for table in TABLES {
@@ -46,7 +45,8 @@ pub fn iptables(rules: &RuleSet, ipv6: bool, entry: Entry) -> String {
     out
 }
 
-/// The text that takes the rules out again; it fails where they are not in place.
+/// Renders the text that removes the rules. `iptables-restore` fails on it if the rules are not in
+/// place.
 pub fn iptables_remove(rules: &RuleSet) -> String {
     let mut out = String::new();
     for table in TABLES {
@@ -61,7 +61,8 @@ pub fn iptables_remove(rules: &RuleSet) -> String {
             }
         }
 
-        // Emptied before any is deleted: a chain that is still jumped to cannot go.
+        // Flush all chains before deleting any: a chain that another one jumps to cannot be
+        // deleted.
         for command in ["-F", "-X"] {
             for chain in chains() {
                 let _ = writeln!(out, "{command} {}", name(chain.name));
@@ -76,7 +77,8 @@ pub fn iptables_remove(rules: &RuleSet) -> String {
 
 const TABLES: [&str; 2] = ["raw", "nat"];
 
-/// Chains without a hook are jumped to from those that rewrite destinations.
+/// The table of a chain. Chains without a hook belong to `nat`, since only chains of that table
+/// jump to them.
 fn table_of(chain: &Chain) -> &'static str {
     if chain.hook.is_some_and(Hook::is_raw) {
         "raw"

@@ -1,17 +1,16 @@
-//! The rule set as a file for `nft -f`: replaces the table in one transaction, however often it is
-//! run.
+//! Renders a rule set as a file for `nft -f`, which replaces the table in one transaction.
 
 use std::fmt::Write as _;
 
 use crate::rules::{Match, Rule, RuleSet, TABLE, Verdict};
 
-/// The text for `nft -f`.
+/// Renders the text.
 pub fn nft(rules: &RuleSet) -> String {
     let mut out = String::new();
     for ipv6 in [false, true].into_iter().take(1 + usize::from(rules.ipv6)) {
         let family = if ipv6 { "ip6" } else { "ip" };
 
-        // Declared first so that the deletion succeeds on a fresh machine as well.
+        // Declare the table first, so that the deletion succeeds even if the table did not exist.
         let _ = writeln!(
             out,
             "table {family} {TABLE}\ndelete table {family} {TABLE}\ntable {family} {TABLE} {{"
