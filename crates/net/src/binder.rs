@@ -1,4 +1,5 @@
-//! Where listening sockets come from.
+//! Sources of listening sockets: the operating system, or also the process that publishes a
+//! gateway's ports on the machine.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -7,15 +8,15 @@ use std::path::PathBuf;
 use crate::fdpass::{self, ListenReply, ListenRequest};
 use crate::socket::{ListenOptions, is_taken, listen};
 
-/// Opens listening sockets, one for each worker. Called rarely, off the workers' threads; may block
-/// briefly.
+/// Opens listening sockets for the workers. Called when a listener is added, outside of the
+/// workers' threads; may block briefly.
 pub trait Binder: Send + Sync {
-    /// Non-blocking sockets for `count` workers, a multiple of `count` of them; the first `count`
-    /// share one address.
+    /// Opens non-blocking sockets for `count` workers. Returns a multiple of `count`: `count`
+    /// sockets per address, and the first `count` are on `options.address`.
     fn bind(&self, options: &ListenOptions, count: usize) -> io::Result<Vec<TcpListener>>;
 }
 
-/// Asks the operating system.
+/// Opens sockets in this process's network namespace.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OsBinder;
 
@@ -32,6 +33,7 @@ impl Binder for OsBinder {
         let address = first.local_addr()?;
         let mut sockets = vec![first];
 
+        // With port 0 the system has chosen a port for the first socket: the others share it.
         for _ in 1..count {
             sockets.push(listen(&ListenOptions {
                 address,
@@ -43,12 +45,12 @@ impl Binder for OsBinder {
     }
 }
 
-/// Beside the operating system's sockets, one more for each port from a process in another network
-/// namespace, over
-/// [`fdpass`]: a gateway's way to be reached from the machine. A port that the other side refuses is served here alone.
+/// Opens sockets like [`OsBinder`], and for each port requests one more over [`fdpass`] from a
+/// process in another network namespace. A gateway is reached from the machine this way. If the
+/// request is refused, the port is served in this namespace only, with a warning in the log.
 #[derive(Debug, Clone)]
 pub struct PublishingBinder {
-    /// The server's socket.
+    /// Unix socket of the process that opens the sockets.
     pub path: PathBuf,
 }
 
@@ -59,7 +61,7 @@ impl Binder for PublishingBinder {
             .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
         {
             Ok(socket) => {
-                // All workers share the one socket that comes back.
+                // The reply carries one socket, which all workers share.
                 let copies = (1..count)
                     .map(|_| socket.try_clone())
                     .collect::<io::Result<Vec<_>>>()?;

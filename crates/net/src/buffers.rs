@@ -1,17 +1,18 @@
-//! A worker's spare buffers: whoever has bytes in flight takes one, whoever waits gives it back.
+//! A pool of byte buffers for one thread. A connection takes a buffer while bytes are in flight and
+//! gives it back while it waits, so that idle connections hold no memory.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// A free list of byte buffers, for one thread.
+/// A free list of byte buffers. Cheap to clone; all clones share the list.
 #[derive(Debug, Clone)]
 pub struct Buffers {
     free: Rc<RefCell<Vec<Vec<u8>>>>,
     size: usize,
 }
 
-/// How many buffers a free list keeps.
-const KEEP: usize = 64;
+/// Buffers that a free list keeps at most.
+const MAX_FREE: usize = 64;
 
 impl Default for Buffers {
     fn default() -> Self {
@@ -20,7 +21,7 @@ impl Default for Buffers {
 }
 
 impl Buffers {
-    /// Buffers with `size` bytes of room.
+    /// Creates a pool of buffers with a capacity of `size` bytes. Default: 16 KiB.
     pub fn new(size: usize) -> Self {
         Self {
             free: Rc::default(),
@@ -28,12 +29,12 @@ impl Buffers {
         }
     }
 
-    /// How many bytes a buffer has room for.
+    /// Capacity of a buffer in bytes.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// An empty buffer with room for at least [`Buffers::size`] bytes.
+    /// Takes an empty buffer with a capacity of at least [`Buffers::size`] bytes.
     pub fn take(&self) -> Vec<u8> {
         self.free
             .borrow_mut()
@@ -41,11 +42,12 @@ impl Buffers {
             .unwrap_or_else(|| Vec::with_capacity(self.size))
     }
 
-    /// Gives a buffer back. One that has grown or lost its memory is dropped.
+    /// Gives a buffer back. A buffer that is smaller than [`Buffers::size`] or more than twice as
+    /// large is dropped.
     pub fn give(&self, mut buffer: Vec<u8>) {
         let capacity = buffer.capacity();
         let mut free = self.free.borrow_mut();
-        if capacity >= self.size && capacity <= self.size * 2 && free.len() < KEEP {
+        if capacity >= self.size && capacity <= self.size * 2 && free.len() < MAX_FREE {
             buffer.clear();
             free.push(buffer);
         }
@@ -57,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_grown_buffer_does_not_come_back() {
+    fn buffers_come_back_empty_and_grown_ones_are_dropped() {
         let buffers = Buffers::new(1024);
         let mut buffer = buffers.take();
         buffer.extend_from_slice(b"secret");

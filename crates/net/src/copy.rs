@@ -1,4 +1,4 @@
-//! Bytes from one stream to another and back, each direction ending on its own.
+//! Copies bytes between two streams in both directions. Each direction ends by itself (half-close).
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -13,7 +13,7 @@ use tokio_util::io::poll_read_buf;
 
 use crate::buffers::Buffers;
 
-/// Bytes so far, readable while the copy runs.
+/// Bytes copied so far, readable while the copy runs.
 #[derive(Debug, Default)]
 pub struct Meter {
     /// From the downstream to the upstream.
@@ -22,55 +22,63 @@ pub struct Meter {
     pub sent: Cell<u64>,
 }
 
-/// Bounds of a copy.
+/// Limits of a copy.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CopyOptions {
-    /// End when no byte moved in either direction for so long.
+    /// The copy ends after this time without a byte in either direction; `None` waits for ever.
     pub idle: Option<Duration>,
 }
 
 /// How a copy ended.
 #[derive(Debug)]
 pub enum CopyEnd {
-    /// Both directions ended in order.
+    /// Both streams ended without an error.
     Closed,
-    /// No byte for [`CopyOptions::idle`].
+    /// No byte moved for [`CopyOptions::idle`].
     Idle,
-    /// The downstream failed.
+    /// Reading from or writing to the downstream failed.
     Downstream(io::Error),
-    /// The upstream failed.
+    /// Reading from or writing to the upstream failed.
     Upstream(io::Error),
 }
 
-/// How long the last words of a side that failed may take to reach the other.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// After one side failed: time to deliver the bytes that this side had sent before.
+const FINAL_FLUSH: Duration = Duration::from_secs(1);
 
-enum Side {
+/// The end of a direction that failed.
+enum DirectionError {
     Reader(io::Error),
     Writer(io::Error),
 }
 
+/// The state of one direction: read into `buffer`, then write from `written` on.
 struct Direction {
+    /// Bytes that were read and not completely written; `None` while waiting for the reader.
     buffer: Option<Vec<u8>>,
-    at: usize,
-    ended: bool,
-    done: bool,
-    unflushed: bool,
+    /// Bytes of `buffer` that were written.
+    written: usize,
+    /// The reader has ended or failed.
+    reader_ended: bool,
+    /// The writer was shut down after the reader's end.
+    is_done: bool,
+    /// Bytes were written since the last flush.
+    needs_flush: bool,
 }
 
 impl Direction {
-    /// `first` goes out before anything that is read.
+    /// Starts a direction; the bytes `first` are written before anything is read.
     fn new(first: Vec<u8>) -> Self {
         let buffer = (!first.is_empty()).then_some(first);
         Self {
             buffer,
-            at: 0,
-            ended: false,
-            done: false,
-            unflushed: false,
+            written: 0,
+            reader_ended: false,
+            is_done: false,
+            needs_flush: false,
         }
     }
 
+    /// Copies until both sides are pending, the direction is done, or one side fails.
     fn poll<R, W>(
         &mut self,
         cx: &mut Context<'_>,
@@ -78,71 +86,78 @@ impl Direction {
         writer: &mut W,
         buffers: &Buffers,
         moved: &Cell<u64>,
-    ) -> Poll<Result<(), Side>>
+    ) -> Poll<Result<(), DirectionError>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
         loop {
-            if self.done {
+            if self.is_done {
                 return Poll::Ready(Ok(()));
             }
             if let Some(buffer) = self.buffer.take() {
-                while self.at < buffer.len() {
-                    match Pin::new(&mut *writer).poll_write(cx, &buffer[self.at..]) {
+                while self.written < buffer.len() {
+                    match Pin::new(&mut *writer).poll_write(cx, &buffer[self.written..]) {
                         Poll::Pending => {
                             self.buffer = Some(buffer);
                             return Poll::Pending;
                         }
                         Poll::Ready(Ok(0)) => {
-                            return Poll::Ready(Err(Side::Writer(io::ErrorKind::WriteZero.into())));
+                            return Poll::Ready(Err(DirectionError::Writer(
+                                io::ErrorKind::WriteZero.into(),
+                            )));
                         }
                         Poll::Ready(Ok(n)) => {
-                            self.at += n;
-                            self.unflushed = true;
+                            self.written += n;
+                            self.needs_flush = true;
                             moved.set(moved.get() + n as u64);
                         }
-                        Poll::Ready(Err(error)) => return Poll::Ready(Err(Side::Writer(error))),
+                        Poll::Ready(Err(error)) => {
+                            return Poll::Ready(Err(DirectionError::Writer(error)));
+                        }
                     }
                 }
 
                 buffers.give(buffer);
-                self.at = 0;
+                self.written = 0;
             }
 
-            if self.ended {
-                ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(Side::Writer)?;
-                self.done = true;
+            if self.reader_ended {
+                ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(DirectionError::Writer)?;
+                self.is_done = true;
                 continue;
             }
 
             let mut buffer = buffers.take();
             match poll_read_buf(Pin::new(&mut *reader), cx, &mut buffer) {
                 Poll::Pending => {
-                    // Nobody keeps a buffer while waiting.
+                    // Give the buffer back while waiting, and flush: TLS holds back written bytes
+                    // until then.
                     buffers.give(buffer);
-                    if self.unflushed {
-                        ready!(Pin::new(&mut *writer).poll_flush(cx)).map_err(Side::Writer)?;
-                        self.unflushed = false;
+                    if self.needs_flush {
+                        ready!(Pin::new(&mut *writer).poll_flush(cx))
+                            .map_err(DirectionError::Writer)?;
+                        self.needs_flush = false;
                     }
                     return Poll::Pending;
                 }
                 Poll::Ready(Ok(0)) => {
                     buffers.give(buffer);
-                    self.ended = true;
+                    self.reader_ended = true;
                 }
                 Poll::Ready(Ok(_)) => self.buffer = Some(buffer),
                 Poll::Ready(Err(error)) => {
                     buffers.give(buffer);
-                    // What it said before has still to arrive.
-                    self.ended = true;
-                    return Poll::Ready(Err(Side::Reader(error)));
+                    // No further read. `finish` still delivers what was read before.
+                    self.reader_ended = true;
+                    return Poll::Ready(Err(DirectionError::Reader(error)));
                 }
             }
         }
     }
 
-    /// Passes on what there still is, whatever becomes of the reader.
+    /// Delivers the bytes that were already read and shuts the writer down, ignoring errors of the
+    /// reader.
     fn finish<R, W>(
         &mut self,
         cx: &mut Context<'_>,
@@ -157,17 +172,17 @@ impl Direction {
     {
         loop {
             match self.poll(cx, reader, writer, buffers, moved) {
-                // It is not read again.
-                Poll::Ready(Err(Side::Reader(_))) => {}
+                // After this error `poll` does not read again, so the loop ends.
+                Poll::Ready(Err(DirectionError::Reader(_))) => {}
                 polled => return polled.map(|_| ()),
             }
         }
     }
 }
 
-/// Copies until both directions ended, one failed, or nothing moved for too long. When a side ends
-/// its sending, the other side's sending goes on (half-close). `first` are bytes of the downstream,
-/// and of the upstream, that were read already.
+/// Copies until both directions ended, a side failed, or [`CopyOptions::idle`] passed without a
+/// byte. When one side ends its direction, the other direction continues (half-close). `first`
+/// holds bytes that were already read, from the downstream and from the upstream.
 pub async fn copy_both_ways<D, U>(
     downstream: &mut D,
     upstream: &mut U,
@@ -180,36 +195,39 @@ where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut forth = Direction::new(first.0);
-    let mut back = Direction::new(first.1);
+    let mut to_upstream = Direction::new(first.0);
+    let mut to_downstream = Direction::new(first.1);
     let mut timer = options
         .idle
         .map(|idle| (idle, Box::pin(tokio::time::sleep(idle)), u64::MAX));
 
-    // How it will end, and how long the side that is left may take to hear what it has still to be
-    // told.
+    // Set once a side failed: the result, and the time limit for delivering its last bytes to the
+    // other side.
     let mut failure: Option<(CopyEnd, Pin<Box<Sleep>>)> = None;
 
     poll_fn(|cx| {
         if failure.is_none() {
-            let forth_state = forth.poll(cx, downstream, upstream, buffers, &meter.received);
-            let end = match forth_state {
-                Poll::Ready(Err(side)) => Some(failed(side, true)),
-                _ => match back.poll(cx, upstream, downstream, buffers, &meter.sent) {
-                    Poll::Ready(Err(side)) => Some(failed(side, false)),
+            let polled = to_upstream.poll(cx, downstream, upstream, buffers, &meter.received);
+            let end = match polled {
+                Poll::Ready(Err(error)) => Some(copy_end(error, true)),
+                _ => match to_downstream.poll(cx, upstream, downstream, buffers, &meter.sent) {
+                    Poll::Ready(Err(error)) => Some(copy_end(error, false)),
                     _ => None,
                 },
             };
-            failure = end.map(|end| (end, Box::pin(tokio::time::sleep(LAST_WORDS))));
+            failure = end.map(|end| (end, Box::pin(tokio::time::sleep(FINAL_FLUSH))));
         }
 
         if let Some((end, timer)) = &mut failure {
-            let told = match end {
-                CopyEnd::Upstream(_) => back.finish(cx, upstream, downstream, buffers, &meter.sent),
-                _ => forth.finish(cx, downstream, upstream, buffers, &meter.received),
+            // A side that failed may have sent bytes before: deliver them to the other side.
+            let delivered = match end {
+                CopyEnd::Upstream(_) => {
+                    to_downstream.finish(cx, upstream, downstream, buffers, &meter.sent)
+                }
+                _ => to_upstream.finish(cx, downstream, upstream, buffers, &meter.received),
             };
 
-            ready!(if told.is_ready() {
+            ready!(if delivered.is_ready() {
                 Poll::Ready(())
             } else {
                 timer.as_mut().poll(cx)
@@ -218,7 +236,7 @@ where
             return Poll::Ready(failure.take().map_or(CopyEnd::Closed, |(end, _)| end));
         }
 
-        if forth.done && back.done {
+        if to_upstream.is_done && to_downstream.is_done {
             return Poll::Ready(CopyEnd::Closed);
         }
         if let Some((idle, sleep, seen)) = &mut timer {
@@ -233,15 +251,18 @@ where
     .await
 }
 
-fn failed(side: Side, forward: bool) -> CopyEnd {
-    match (side, forward) {
-        (Side::Reader(error), true) | (Side::Writer(error), false) => CopyEnd::Downstream(error),
-        (Side::Writer(error), true) | (Side::Reader(error), false) => CopyEnd::Upstream(error),
+/// Names the stream that failed.
+fn copy_end(error: DirectionError, is_to_upstream: bool) -> CopyEnd {
+    use DirectionError::{Reader, Writer};
+
+    match (error, is_to_upstream) {
+        (Reader(error), true) | (Writer(error), false) => CopyEnd::Downstream(error),
+        (Writer(error), true) | (Reader(error), false) => CopyEnd::Upstream(error),
     }
 }
 
-/// The timer is moved only when it fires or when bytes moved, so an active copy touches it once a
-/// wake-up.
+/// Ready when no byte moved for `idle`. `seen` is the total at the last reset: the timer is reset
+/// only if bytes moved since, at most once per wake-up.
 fn poll_idle(
     cx: &mut Context<'_>,
     idle: Duration,
@@ -311,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silence_ends_a_copy() {
+    async fn an_idle_copy_ends() {
         let (_client, mut down) = duplex(64);
         let (mut up, _server) = duplex(64);
         let options = CopyOptions {
@@ -331,7 +352,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failing_side_is_named() {
+    async fn the_result_names_the_side_that_failed() {
         let (client, mut down) = duplex(64);
         let (mut up, server) = duplex(64);
         drop(server);
@@ -349,7 +370,7 @@ mod tests {
         drop(client);
     }
 
-    /// Passes on what is written to it only when it is flushed, as TLS may, and then bit by bit.
+    /// A writer that holds bytes back until it is flushed, as TLS may.
     struct Lazy(tokio::io::DuplexStream, Vec<u8>);
 
     impl AsyncRead for Lazy {
@@ -385,7 +406,7 @@ mod tests {
         }
     }
 
-    /// Says what it has to say, and then that it was reset.
+    /// A stream that yields its bytes once and then fails with a reset.
     struct Reset(Option<&'static [u8]>);
 
     impl AsyncRead for Reset {
@@ -419,7 +440,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_words_of_a_side_that_fails_arrive() {
+    async fn bytes_sent_before_a_failure_are_delivered() {
         for first in [&b""[..], b"a question that nobody hears"] {
             let (mut client, down) = duplex(4);
             let mut down = Lazy(down, Vec::new());
@@ -444,7 +465,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_waits_for_ever_for_last_words_to_be_heard() {
+    async fn delivery_after_a_failure_is_limited_in_time() {
         let (_client, down) = duplex(4);
         let mut down = Lazy(down, Vec::new());
         let mut up = Reset(Some(b"last words"));

@@ -32,7 +32,7 @@ pub const MAX_FDS: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenRequest(pub SocketAddr);
 
-/// What a client gets.
+/// The server's reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenReply {
     /// A socket travels beside the packet; it listens on this address.
@@ -60,7 +60,7 @@ fn address(bytes: &[u8]) -> io::Result<SocketAddr> {
 }
 
 impl ListenRequest {
-    /// The packet.
+    /// Encodes the request as a packet.
     pub fn encode(&self) -> Vec<u8> {
         format!("L{}", self.0).into_bytes()
     }
@@ -75,7 +75,7 @@ impl ListenRequest {
 }
 
 impl ListenReply {
-    /// The packet, without its descriptor.
+    /// Encodes the reply as a packet; the descriptor is sent beside it.
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Socket(address) => format!("S{address}").into_bytes(),
@@ -93,7 +93,7 @@ impl ListenReply {
     }
 }
 
-/// Sends one packet with descriptors; blocks if the socket does.
+/// Sends one packet with descriptors. Blocks if the socket is in blocking mode.
 pub fn send(socket: impl AsFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     if packet.len() > MAX_MESSAGE {
         return Err(rustix::io::Errno::MSGSIZE.into());
@@ -113,8 +113,8 @@ pub fn send(socket: impl AsFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> io::Res
     Ok(())
 }
 
-/// Receives one packet with its descriptors (close-on-exec); blocks if the socket does. An empty
-/// packet means that the peer is gone.
+/// Receives one packet with its descriptors, which are close-on-exec. An empty packet means that
+/// the peer closed the connection. Blocks if the socket is in blocking mode.
 pub fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -176,7 +176,7 @@ fn accept_blocking(listener: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::net::accept_with(listener, SocketFlags::CLOEXEC)?)
 }
 
-/// Asks once and waits, blocking: for start-up, before there is a runtime.
+/// Sends one request and blocks until the reply arrives. For code outside of a tokio runtime.
 pub fn ask_blocking(
     path: &Path,
     request: ListenRequest,
@@ -193,18 +193,19 @@ fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register(socket) }?)
 }
 
-/// A packet socket inside a tokio runtime.
+/// An asynchronous packet socket.
 #[derive(Debug)]
 pub struct Channel(AsyncFd<OwnedFd>);
 
 impl Channel {
-    /// Takes a connected or accepted socket over.
+    /// Takes over a connected or accepted socket.
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         register(socket).map(Self)
     }
 
-    /// Connects to a server at `path`. Connecting to a Unix socket does not wait for the peer.
+    /// Connects to a server at `path`. This does not block: connecting to a Unix socket does not
+    /// wait for the peer to accept.
     pub fn connect(path: &Path) -> io::Result<Self> {
         Self::new(connect_blocking(path)?)
     }
@@ -219,7 +220,7 @@ impl Channel {
         }
     }
 
-    /// Receives one packet; cancellation-safe.
+    /// Receives one packet. Cancellation safe.
     pub async fn receive(&self) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
         loop {
             let mut ready = self.0.readable().await?;
@@ -230,7 +231,7 @@ impl Channel {
     }
 }
 
-/// A listener for [`Channel`]s inside a tokio runtime.
+/// An asynchronous listener for [`Channel`]s.
 #[derive(Debug)]
 pub struct ChannelListener(AsyncFd<OwnedFd>);
 
@@ -242,7 +243,7 @@ impl ChannelListener {
         register(socket).map(Self)
     }
 
-    /// The next client; cancellation-safe.
+    /// Accepts the next client. Cancellation safe.
     pub async fn accept(&self) -> io::Result<Channel> {
         loop {
             let mut ready = self.0.readable().await?;
@@ -258,7 +259,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_listening_socket_crosses_over() {
+    async fn a_listening_socket_is_passed_to_the_client() {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("dialler");
         let server = ChannelListener::bind(&path).expect("binds");
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn junk_is_refused() {
+    fn malformed_messages_are_refused() {
         assert!(ListenRequest::decode(b"").is_err());
         assert!(ListenRequest::decode(b"L999.1.1.1:1").is_err());
         assert!(ListenRequest::decode(b"Ca:1").is_err());

@@ -1,39 +1,39 @@
-//! What the first bytes of a connection are. Bytes go in as they arrive; nothing here reads a
-//! socket.
+//! Recognises TLS and HTTP by the first bytes of a connection. The caller passes the bytes as they
+//! arrive; this module reads no socket.
 
 use rustls::server::{Accepted, Acceptor};
 
-/// Longest ClientHello that is looked at, in bytes (C7: one hello in many writes, or a very long
-/// one).
+/// Maximum size of a ClientHello in bytes. A client may send it in many small writes, so the
+/// sniffer must not buffer without a limit.
 pub const MAX_HELLO: usize = 16 * 1024;
-/// Longest first line that the HTTP sniffer waits for.
+/// Maximum length of the first line that the HTTP sniffer waits for, in bytes.
 pub const MAX_FIRST_LINE: usize = 8 * 1024;
-/// Most protocols that are read from one ALPN list.
+/// Maximum number of protocols read from one ALPN list.
 const MAX_ALPN: usize = 32;
 
-/// What the TLS sniffer says after more bytes.
+/// Result of the TLS sniffer.
 pub enum TlsSniff {
-    /// Could still become a ClientHello.
+    /// The bytes may be the beginning of a ClientHello.
     NeedMore,
-    /// Certainly not TLS.
+    /// The bytes are not TLS.
     NotTls,
-    /// A ClientHello. `accepted` can finish the handshake; the bytes are with it.
+    /// A complete ClientHello. Its `accepted` continues the handshake and has consumed the bytes.
     Hello(Box<Hello>),
-    /// Begins like TLS, but is broken or too long.
+    /// The bytes begin like TLS but are malformed or too long.
     Broken(&'static str),
 }
 
-/// A whole ClientHello.
+/// A complete ClientHello.
 pub struct Hello {
-    /// SNI, lower case; `None` if there is none.
+    /// SNI in lower case.
     pub server_name: Option<String>,
-    /// The client's ALPN list; what is not UTF-8 is left out.
+    /// The client's ALPN list, without entries that are not UTF-8.
     pub alpn: Vec<String>,
-    /// Continues the handshake.
+    /// rustls' state, which continues the handshake.
     pub accepted: Accepted,
 }
 
-/// Feeds bytes to the same parser that terminates TLS.
+/// Sniffs TLS with rustls' own parser, so that detection and termination never disagree.
 #[derive(Default)]
 pub struct TlsSniffer {
     acceptor: Acceptor,
@@ -41,7 +41,7 @@ pub struct TlsSniffer {
 }
 
 impl TlsSniffer {
-    /// Looks at `bytes`, all that has arrived so far, from the first byte on.
+    /// Inspects `bytes`, which must be everything received so far from the first byte on.
     pub fn feed(&mut self, bytes: &[u8]) -> TlsSniff {
         // RFC 8446 §5.1: a handshake record, and a legacy version of 3.x.
         match bytes {
@@ -72,7 +72,8 @@ impl TlsSniffer {
         }
     }
 
-    /// How many of the bytes the [`Hello::accepted`] has taken; the rest must follow it.
+    /// Number of bytes that [`Hello::accepted`] has consumed. The caller must pass the remaining
+    /// bytes to the handshake.
     pub fn taken(&self) -> usize {
         self.fed
     }
@@ -99,10 +100,10 @@ impl Hello {
     }
 }
 
-/// What the HTTP sniffer says about the first bytes.
+/// Result of the HTTP sniffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HttpSniff {
-    /// Could still become HTTP.
+    /// The bytes may be the beginning of HTTP.
     NeedMore,
     /// An HTTP/1.0 request line.
     Http10,
@@ -110,12 +111,12 @@ pub enum HttpSniff {
     Http11,
     /// The HTTP/2 connection preface.
     Http2,
-    /// Something else.
+    /// The bytes are not HTTP.
     Other,
 }
 
 impl HttpSniff {
-    /// The protocol name that filter chains match, as Envoy's http_inspector sets it.
+    /// The application protocol that filter chains match, as Envoy's `http_inspector` sets it.
     pub fn alpn(self) -> Option<&'static str> {
         match self {
             Self::Http10 => Some("http/1.0"),
@@ -126,10 +127,10 @@ impl HttpSniff {
     }
 }
 
-/// RFC 9113 §3.4.
+/// The connection preface of HTTP/2, RFC 9113 §3.4.
 pub const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Looks at all bytes that have arrived so far.
+/// Inspects `bytes`, which must be everything received so far from the first byte on.
 pub fn sniff_http(bytes: &[u8]) -> HttpSniff {
     let common = bytes.len().min(H2_PREFACE.len());
     if bytes[..common] == H2_PREFACE[..common] {
@@ -161,9 +162,10 @@ pub fn sniff_http(bytes: &[u8]) -> HttpSniff {
     }
 }
 
-/// A method, then printable bytes. Methods are tokens (RFC 9110 §9.1), but all that are in use are
-/// of capital letters and shorter than 32; as with Envoy's http_inspector, other protocols' words
-/// must not be waited on for the end of a line.
+/// Whether `line` may be the beginning of a request line: a method, then printable bytes. RFC 9110
+/// §9.1 allows any token as method; like Envoy's `http_inspector` this accepts only upper-case
+/// letters, `-` and `_`, at most 32. A stricter check fails early, so that other protocols are not
+/// delayed until a line feed arrives.
 fn could_be_request_line(line: &[u8]) -> bool {
     let method = line.iter().position(|b| *b == b' ').unwrap_or(line.len());
     method > 0
@@ -181,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_lines_are_told_apart_however_they_are_cut() {
+    fn http_versions_are_recognised_however_the_bytes_are_split() {
         for (line, wanted) in [
             (&b"GET / HTTP/1.1\r\n"[..], HttpSniff::Http11),
             (b"GET / HTTP/1.0\r\n", HttpSniff::Http10),
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_hello_in_single_bytes_is_read_once() {
+    fn a_client_hello_in_single_bytes_is_recognised() {
         let config = rustls::ClientConfig::builder_with_provider(meltemi_tls::provider())
             .with_safe_default_protocol_versions()
             .expect("versions")
@@ -241,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn other_bytes_are_not_tls_and_junk_in_tls_clothes_is_broken() {
+    fn other_bytes_are_not_tls_and_a_malformed_hello_is_broken() {
         assert!(matches!(
             TlsSniffer::default().feed(b"GET"),
             TlsSniff::NotTls

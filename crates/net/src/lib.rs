@@ -1,9 +1,9 @@
-//! Sockets as a mesh proxy needs them.
+//! Sockets for a mesh proxy.
 //!
 //! In: addresses, socket options, first bytes. Out: listening and connected sockets, the original
-//! destination of a redirected connection, what the first bytes are, and bytes copied from one
-//! stream to another. This crate knows no configuration, no HTTP beyond its first line, and imports
-//! nothing of ours but `types`.
+//! destination of a redirected connection, the protocol of the first bytes, and bytes copied
+//! between streams. This crate knows no configuration and no HTTP beyond the first line, and
+//! imports no other crate of the workspace but `types`.
 
 pub mod binder;
 pub mod buffers;

@@ -1,4 +1,5 @@
-//! Listening, connecting, and where a redirected connection wanted to go.
+//! Opens listening and connected TCP sockets with the options that a proxy needs, and reads the
+//! original destination of redirected connections.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -8,23 +9,23 @@ use meltemi_types::Keepalive;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
-/// How to listen.
+/// Options of a listening socket.
 #[derive(Debug, Clone)]
 pub struct ListenOptions {
-    /// Port 0 lets the system choose.
+    /// Address to bind; port 0 lets the system choose.
     pub address: SocketAddr,
-    /// Connections the system may hold before they are accepted.
+    /// Connections that the kernel queues before they are accepted.
     pub backlog: u32,
     /// IP_TRANSPARENT, for TPROXY capture; needs CAP_NET_ADMIN.
     pub transparent: bool,
     /// IP_FREEBIND: the address need not exist yet.
     pub freebind: bool,
-    /// SO_REUSEPORT, so that every worker has a socket of its own.
+    /// SO_REUSEPORT, with which every worker has its own socket on the port.
     pub reuse_port: bool,
 }
 
 impl ListenOptions {
-    /// A listener with Envoy-like defaults.
+    /// Envoy's defaults: backlog 4096, SO_REUSEPORT on, everything else off.
     pub fn new(address: SocketAddr) -> Self {
         Self {
             address,
@@ -36,18 +37,19 @@ impl ListenOptions {
     }
 }
 
-/// How to connect.
+/// Options of an outgoing connection.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectOptions {
-    /// SO_MARK, so that capture rules let the connection pass.
+    /// SO_MARK, by which capture rules recognise the proxy's own connections.
     pub mark: Option<u32>,
-    /// The local address to come from, for example 127.0.0.6 for inbound passthrough.
+    /// Local address, for example 127.0.0.6 for inbound passthrough. Ignored if its family differs
+    /// from the destination's.
     pub source: Option<IpAddr>,
-    /// Keepalive probes, if asked for.
+    /// Keepalive settings; `None` sends no probes.
     pub keepalive: Option<Keepalive>,
 }
 
-/// A bound, listening, non-blocking socket.
+/// Opens a non-blocking listening socket.
 pub fn listen(options: &ListenOptions) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         Domain::for_address(options.address),
@@ -69,7 +71,7 @@ pub fn listen(options: &ListenOptions) -> io::Result<std::net::TcpListener> {
             }
         }
         SocketAddr::V6(_) => {
-            // An IPv6 wildcard must not take the IPv4 port as well: listeners name their family.
+            // `[::]` must not accept IPv4 as well, since a listener's address names its family.
             socket.set_only_v6(true)?;
             if options.freebind {
                 socket.set_freebind_v6(true)?;
@@ -83,9 +85,9 @@ pub fn listen(options: &ListenOptions) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Whether somebody else, even the same user, listens on the address already. A second SO_REUSEPORT
-/// bind would succeed silently and steal half of the connections, so the first bind is tried
-/// without it.
+/// Whether a socket listens on the address already. With SO_REUSEPORT, a second process of the same
+/// user could bind the port without an error and would get a part of the connections. This probe
+/// therefore binds without SO_REUSEPORT.
 pub fn is_taken(address: SocketAddr) -> bool {
     if address.port() == 0 {
         return false;
@@ -104,7 +106,8 @@ pub fn is_taken(address: SocketAddr) -> bool {
     matches!(probe, Err(error) if error.kind() == io::ErrorKind::AddrInUse)
 }
 
-/// Connects; the caller bounds the time. Cancellation-safe: dropping the future closes the socket.
+/// Connects, without a time limit of its own. Cancellation safe: dropping the future closes the
+/// socket.
 pub async fn connect(to: SocketAddr, options: &ConnectOptions) -> io::Result<TcpStream> {
     let socket = Socket::new(
         Domain::for_address(to),
@@ -119,7 +122,8 @@ pub async fn connect(to: SocketAddr, options: &ConnectOptions) -> io::Result<Tcp
         .source
         .filter(|source| source.is_ipv4() == to.is_ipv4())
     {
-        // The port is chosen at connect time, so that many destinations can share a source port.
+        // Let the kernel choose the port at connect time, when it can share one port between
+        // several destinations.
         bind_address_no_port(&socket);
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }
@@ -132,8 +136,8 @@ pub async fn connect(to: SocketAddr, options: &ConnectOptions) -> io::Result<Tcp
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
-/// IP_BIND_ADDRESS_NO_PORT; without it one source address has only as many connections as there are
-/// ports.
+/// Sets IP_BIND_ADDRESS_NO_PORT. Without it, one source address is limited to as many connections
+/// as there are ports.
 #[allow(unsafe_code)]
 fn bind_address_no_port(socket: &Socket) {
     use std::os::fd::AsRawFd;
@@ -153,7 +157,7 @@ fn bind_address_no_port(socket: &Socket) {
     }
 }
 
-/// Turns keepalive probes on.
+/// Turns TCP keepalive on with the given settings.
 pub fn set_keepalive(socket: SockRef<'_>, keepalive: &Keepalive) -> io::Result<()> {
     let mut params = TcpKeepalive::new();
     if let Some(time) = keepalive.time {
@@ -170,8 +174,8 @@ pub fn set_keepalive(socket: SockRef<'_>, keepalive: &Keepalive) -> io::Result<(
     socket.set_tcp_keepalive(&params)
 }
 
-/// Where a connection wanted to go before a REDIRECT rule took it (SO_ORIGINAL_DST); `None` if no
-/// rule did.
+/// The destination of a connection before a REDIRECT rule changed it (SO_ORIGINAL_DST); `None` if
+/// the connection was not redirected.
 pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
     let socket = SockRef::from(stream);
     let local = stream.local_addr().ok()?;
@@ -183,14 +187,14 @@ pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
         SocketAddr::V6(_) => socket.original_dst_v6(),
     };
 
-    // Without connection tracking the kernel answers ENOENT or ENOPROTOOPT: the connection was not
+    // The kernel answers ENOENT or ENOPROTOOPT if it does not track the connection; then it was not
     // redirected.
     address.ok()?.as_socket()
 }
 
-/// Makes close() send RST instead of FIN.
+/// Makes the close of the connection send RST instead of FIN.
 pub fn reset_on_close(stream: &TcpStream) {
-    // Failing leaves an ordinary close, which is all that is lost.
+    // If this fails, the connection is closed with FIN, which does no harm.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
@@ -199,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_taken_port_is_noticed_in_spite_of_reuse_port() {
+    fn a_taken_port_is_detected_despite_reuse_port() {
         let any: SocketAddr = "127.0.0.1:0".parse().expect("literal");
         let first = listen(&ListenOptions::new(any)).expect("listens");
         let address = first.local_addr().expect("bound");
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_nobody_redirected_has_no_other_destination() {
+    async fn a_connection_without_redirect_has_no_other_destination() {
         let listener =
             listen(&ListenOptions::new("127.0.0.1:0".parse().expect("literal"))).expect("listens");
         let listener = tokio::net::TcpListener::from_std(listener).expect("non-blocking");

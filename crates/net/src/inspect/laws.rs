@@ -1,11 +1,12 @@
-//! Laws of sniffing: no bytes are a panic, and how they are cut does not change what they are.
+//! Property tests of the sniffers: no input panics, and splitting the input does not change the
+//! result.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
 
-/// Noise, and what begins like one of the protocols.
+/// Random bytes, some of which begin like one of the protocols.
 fn first_bytes() -> impl Strategy<Value = Vec<u8>> {
     let start = prop::sample::select(vec![
         &b""[..],
@@ -22,7 +23,7 @@ fn first_bytes() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(start, more)| [start, &more].concat())
 }
 
-/// The pieces that these cuts make.
+/// The ends of the pieces into which `cuts` split the input.
 fn ends(length: usize, cuts: &[Index]) -> Vec<usize> {
     let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(length + 1)).collect();
     ends.push(length);
@@ -30,7 +31,7 @@ fn ends(length: usize, cuts: &[Index]) -> Vec<usize> {
     ends
 }
 
-/// What a sniffer says once it has made up its mind.
+/// The final result of the TLS sniffer for input in pieces.
 fn tls_in_pieces(bytes: &[u8], ends: &[usize]) -> String {
     let mut sniffer = TlsSniffer::default();
     for end in ends {
@@ -71,7 +72,7 @@ fn hello(name: &str, protocols: Vec<Vec<u8>>) -> Vec<u8> {
 
 proptest! {
     #[test]
-    fn http_is_sniffed_alike_however_it_is_cut(bytes in first_bytes(), cuts in prop::collection::vec(any::<Index>(), 0..5)) {
+    fn splitting_does_not_change_the_http_result(bytes in first_bytes(), cuts in prop::collection::vec(any::<Index>(), 0..5)) {
         let whole = sniff_http(&bytes);
         for end in ends(bytes.len(), &cuts) {
             let part = sniff_http(&bytes[..end]);
@@ -80,13 +81,13 @@ proptest! {
     }
 
     #[test]
-    fn tls_is_sniffed_alike_however_it_is_cut(bytes in first_bytes(), cuts in prop::collection::vec(any::<Index>(), 0..5)) {
+    fn splitting_does_not_change_the_tls_result(bytes in first_bytes(), cuts in prop::collection::vec(any::<Index>(), 0..5)) {
         let whole = tls_in_pieces(&bytes, &[bytes.len()]);
         prop_assert_eq!(tls_in_pieces(&bytes, &ends(bytes.len(), &cuts)), whole);
     }
 
     #[test]
-    fn a_hello_is_read_alike_however_it_is_cut(
+    fn splitting_does_not_change_a_hello(
         name in "[a-zA-Z]{1,20}(\\.[a-z]{1,20}){0,3}",
         protocols in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 0..40),
         cuts in prop::collection::vec(any::<Index>(), 0..5),
@@ -97,13 +98,13 @@ proptest! {
         let whole = tls_in_pieces(&bytes, &[length]);
         prop_assert!(whole.starts_with(&format!("Some({:?})", name.to_ascii_lowercase())), "{whole}");
         prop_assert_eq!(tls_in_pieces(&bytes, &ends(length, &cuts)), whole);
-        // What follows belongs to the handshake as well, whatever it is.
+        // Bytes after the hello are part of the handshake and must not panic either.
         bytes.extend(tail);
         tls_in_pieces(&bytes, &[bytes.len()]);
     }
 
     #[test]
-    fn no_changed_hello_is_a_panic(changes in prop::collection::vec((any::<Index>(), any::<u8>()), 1..8), cut in any::<Index>()) {
+    fn a_corrupted_hello_gives_the_same_result_in_pieces(changes in prop::collection::vec((any::<Index>(), any::<u8>()), 1..8), cut in any::<Index>()) {
         let mut bytes = hello("a.example", vec![b"h2".to_vec()]);
         for (at, value) in changes {
             let at = at.index(bytes.len());
