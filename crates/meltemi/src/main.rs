@@ -1,10 +1,9 @@
-//! The binary `meltemi`: picks the role of the process, wires it, and turns failures into messages
-//! and exit codes.
+//! The binary `meltemi`: chooses the role of the process, wires it, and turns failures into
+//! messages and exit codes.
 //!
-//! Roles that people type are parsed by `meltemi-cli`; `control`, `sidecar` and `sample` are
-//! started by the node; the hidden roles that enter namespaces come first of all, before any thread
-//! exists. No decision is made here: what configuration means, how a request goes and what a
-//! command prints belong to the crates below.
+//! `meltemi-cli` parses the commands that users type. The node starts `control`, `sidecar` and
+//! `sample`. The hidden roles that enter namespaces are checked first, before any thread exists.
+//! This crate decides nothing about configuration, requests or output; the crates below do.
 
 mod roles;
 mod up;
@@ -26,7 +25,7 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => exit_code(code),
         Err(error) => {
-            // Whoever reads may be gone.
+            // Standard error may be closed: ignore that instead of panicking.
             let _ = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
@@ -38,7 +37,8 @@ fn exit_code(code: i32) -> ExitCode {
 }
 
 fn run(arguments: &[OsString]) -> anyhow::Result<i32> {
-    // Roles that the node starts: their flags are between the node and the binary.
+    // Roles that the node starts. Their flags are internal and not part of the documented command
+    // line.
     let rest = || arguments.iter().skip(1);
     match arguments.get(1).and_then(|word| word.to_str()) {
         Some("control") => {

@@ -1,4 +1,4 @@
-//! Roles of processes that the node starts, and of the proxy alone.
+//! The roles `control` and `sidecar`, which the node starts, and `proxy`, the proxy alone.
 
 mod control;
 mod proxy;
@@ -13,28 +13,28 @@ use std::sync::Arc;
 use meltemi_proxy::Levels;
 use tracing_subscriber::{EnvFilter, reload};
 
-/// Logs go to standard error, one line an event; `RUST_LOG` chooses, and later whoever holds the
-/// levels. `None`: somebody else logs for this process already.
+/// Logs to standard error, one line per event, at the levels of `RUST_LOG` or else `default`.
+/// Returns a handle that changes the levels later; `None` if this process has a logger already.
 fn log(default: &str) -> Option<Arc<dyn Levels>> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
 
-    // Whoever reads may leave: to complain about that, in the same place, would end the thread that
-    // logs.
+    // If standard error is closed, reporting that to standard error would panic.
     let writer = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .log_internal_errors(false);
 
     let logger = writer.with_env_filter(filter).with_filter_reloading();
-    let levels = Arc::new(Reload(logger.reload_handle()));
+    let levels = Arc::new(ReloadableLevels(logger.reload_handle()));
     logger.try_init().ok()?;
 
     Some(levels)
 }
 
-struct Reload<S>(reload::Handle<EnvFilter, S>);
+/// Log levels that can be changed while the process runs.
+struct ReloadableLevels<S>(reload::Handle<EnvFilter, S>);
 
-impl<S: 'static> Levels for Reload<S> {
+impl<S: 'static> Levels for ReloadableLevels<S> {
     fn show(&self) -> String {
         self.0.with_current(ToString::to_string).unwrap_or_default()
     }

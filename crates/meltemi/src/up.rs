@@ -1,4 +1,5 @@
-//! `demo` and `up`: from what was typed to a mesh that runs until Ctrl-C.
+//! The commands `demo` and `up`: turn arguments into the node's options, run the mesh until Ctrl-C,
+//! and print its events.
 
 use std::io::{Write as _, stderr, stdout};
 use std::net::SocketAddr;
@@ -8,12 +9,13 @@ use anyhow::{Context, Result, bail, ensure};
 use meltemi_cli::UpArgs;
 use meltemi_node::{DialMap, Event, ImageMap, UpOptions};
 
-/// Prints a line; whoever reads may leave (`| grep -m1 ready`) while the mesh goes on.
+/// Prints a line and ignores errors: the mesh keeps running when the reader closes the pipe (`|
+/// grep -m1 ready`).
 macro_rules! say {
     ($($words:tt)*) => { _ = writeln!(stdout(), $($words)*) };
 }
 
-/// As `say`, to standard error.
+/// Like `say`, to standard error.
 macro_rules! complain {
     ($($words:tt)*) => { _ = writeln!(stderr(), $($words)*) };
 }
@@ -25,7 +27,7 @@ const DEMO: &[(&str, &str)] = &[
 ];
 const DEMO_IMAGES: &str = include_str!("../demo/images.yaml");
 
-/// Bookinfo, and whatever `-f` adds to it.
+/// Runs Bookinfo, and the directories of `-f` if there are any.
 pub(crate) fn demo(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<i32> {
     let mut options = options(mesh, run_dir, args)?;
     options.embedded = DEMO
@@ -43,7 +45,7 @@ pub(crate) fn demo(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result
     run(options, Some(mesh.to_owned()))
 }
 
-/// The user's own directories.
+/// Runs the directories of `-f`.
 pub(crate) fn up(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<i32> {
     if args.dirs.is_empty() {
         bail!(
@@ -53,6 +55,7 @@ pub(crate) fn up(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<i
     run(options(mesh, run_dir, args)?, None)
 }
 
+/// Validates the arguments and turns them into the node's options.
 fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptions> {
     ensure!(
         !mesh.is_empty()
@@ -105,6 +108,7 @@ fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptio
     Ok(options)
 }
 
+/// Runs the mesh and prints its events. `demo` is the mesh's name if hints are to be printed.
 fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
     let mut published: Vec<(u16, SocketAddr)> = Vec::new();
     let started = std::time::Instant::now();
@@ -112,7 +116,7 @@ fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
 
     options.on_event = Box::new(move |event| match event {
         Event::Published { gateway, port } => {
-            // A node that follows another publishes the same.
+            // A restarted node publishes its ports again: print each only once.
             if !published.contains(&(port.port, port.address)) {
                 say!("{gateway} {port}");
                 published.push((port.port, port.address));
@@ -127,7 +131,7 @@ fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
         }
         Event::Finding(text) => complain!("{text}"),
         Event::Warning(text) => complain!("warning: {text}"),
-        // The mesh ends with this as its error.
+        // `up` returns this as its error.
         Event::Failed(_) => {}
         Event::NodeUp | Event::ControlUp | Event::WorkloadReady { .. } => {}
     });
@@ -137,9 +141,9 @@ fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
     Ok(0)
 }
 
-/// Where to look and what to try next.
+/// Prints the demo's address and commands to try.
 fn hints(mesh: &str, published: &[(u16, SocketAddr)]) {
-    // A gateway port that is taken has been told about; then there is no page.
+    // If port 8080 was taken, a warning has been printed, and there is no page to show.
     let page = published.iter().find(|(port, _)| *port == 8080).map_or_else(String::new, |(_, address)| {
         format!("Look:   http://{address}/productpage   (reload: the stars change as reviews v1, v2, v3 take turns)\n")
     });

@@ -1,4 +1,4 @@
-//! The control plane as the node starts it.
+//! The role `control`: the control plane, as the node starts it.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -13,22 +13,22 @@ use meltemi_types::TrustDomain;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Flags between the node and its control plane.
+/// Flags that the node passes to the control plane.
 #[derive(Debug, Parser)]
 pub(crate) struct ControlArgs {
-    /// Where it listens, on Istio's ports.
+    /// Address to listen on, with Istio's ports.
     #[arg(long)]
     address: IpAddr,
-    /// Sockets, and the root certificate that agents trust.
+    /// Folder of the socket and of the root certificate that agents trust.
     #[arg(long)]
     run_dir: PathBuf,
-    /// What outlives it.
+    /// Folder of everything that survives a restart.
     #[arg(long)]
     state_dir: PathBuf,
-    /// Public key of the tokens.
+    /// PEM file with the public key that verifies workload tokens.
     #[arg(long)]
     token_key: PathBuf,
-    /// Applied objects; part of the state.
+    /// Folder of the applied objects.
     #[arg(long)]
     applied: Option<PathBuf>,
     /// Directories of YAML, in order of precedence.
@@ -51,12 +51,14 @@ pub(crate) fn control(args: ControlArgs) -> Result<i32> {
         JwtTokenReview::new(&key).with_context(|| format!("{}", args.token_key.display()))?;
     let root = authority.roots_pem().to_owned();
     let mut options = ControlOptions::new(args.state_dir, Arc::new(authority), Arc::new(tokens));
+
+    // Directories below the run folder hold objects of the node, all others those of the user.
     (options.runtime, options.config) = args
         .dirs
         .into_iter()
         .partition(|dir| dir.starts_with(&args.run_dir));
 
-    // The node's capture rules lead to the usual ports.
+    // The node's capture rules redirect to the default ports, so MeshConfig must not change them.
     options.build.mesh_fixed = vec![FixedField::ListenPort, FixedField::InboundListenPort];
     options.secure.set_ip(args.address);
     options.plaintext = args.plaintext.then_some((args.address, 15010).into());
@@ -64,7 +66,7 @@ pub(crate) fn control(args: ControlArgs) -> Result<i32> {
     options.socket = Some(args.run_dir.join("control.sock"));
     options.server_addresses = vec![args.address];
 
-    // Whole or not at all: agents read it as soon as it is there.
+    // Agents read the file as soon as it exists: rename it into place when it is complete.
     let next = args.run_dir.join("root-cert.pem.next");
     std::fs::write(&next, root)
         .and_then(|()| std::fs::rename(&next, args.run_dir.join("root-cert.pem")))
@@ -81,13 +83,13 @@ pub(crate) fn control(args: ControlArgs) -> Result<i32> {
             signal(SignalKind::interrupt())?,
         );
 
-        let asked = stop.clone();
+        let stop_on_signal = stop.clone();
         tokio::spawn(async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            asked.cancel();
+            stop_on_signal.cancel();
         });
 
         meltemi_control::run(options, stop).await

@@ -1,4 +1,4 @@
-//! The proxy alone, from an Envoy bootstrap file.
+//! The role `proxy`: the proxy alone, configured by an Envoy bootstrap file.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -85,7 +85,7 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
         let in_order = tokio::select! {
             _ = terminate.recv() => true,
             _ = interrupt.recv() => true,
-            // `/quitquitquit` on the admin interface, or a thread's own end.
+            // A client sent `/quitquitquit` to the admin interface, or a thread died.
             () = ended(&handle) => handle.was_asked_to_end(),
         };
 
@@ -100,12 +100,12 @@ async fn ended(handle: &meltemi_proxy::ProxyHandle) {
     }
 }
 
-/// YAML or JSON, which is YAML.
+/// Reads a bootstrap in YAML or JSON.
 fn read(path: &Path) -> Result<proto::Bootstrap> {
     let text = std::fs::read_to_string(path).context("cannot read the file")?;
     let value: serde_json::Value =
         serde_saphyr::from_str(&text).map_err(|error| anyhow!("not YAML: {error}"))?;
-    // The descriptors go as soon as the file is read.
+    // The reflection data is large: drop it as soon as the file is parsed.
     Reflection::new()?
         .from_json(&value)
         .context("not an Envoy bootstrap")
@@ -118,7 +118,7 @@ fn socket(address: &Address) -> Result<SocketAddr> {
     }
 }
 
-/// The ADS server, spoken to in plaintext over TCP or a Unix socket.
+/// The client of the ADS server, which must be reachable in plaintext over TCP or a Unix socket.
 fn server(ads: &Ads, bootstrap: &Bootstrap) -> Result<ClientConfig> {
     let cluster = bootstrap
         .clusters
