@@ -1,4 +1,4 @@
-//! A client of the control plane's Unix socket.
+//! A client for the control plane's Unix socket, over HTTP/1.1.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,59 +11,59 @@ use tokio::net::UnixStream;
 
 use crate::{ApplyResponse, ErrorBody, ObjectList, ObjectSelector, Status, encode};
 
-/// A control plane answers at once or not at all.
+/// Limit of each call.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// A whole mesh's state fits; a runaway answer does not.
+/// Maximum size of an answer in bytes: the state of a large mesh fits.
 const MAX_BODY: usize = 256 << 20;
 
-/// Why there is no answer.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens there.
+    /// No control plane listens on the socket.
     #[error("no control plane at {path}: {error}; is the mesh up?")]
     Connect {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// What the system says.
+        /// The error of `connect(2)`.
         error: std::io::Error,
     },
-    /// The connection broke.
+    /// The connection failed, or the answer took too long.
     #[error("talking to the control plane: {0}")]
     Transport(String),
-    /// The control plane says no.
+    /// The control plane refused the request.
     #[error("{message}")]
     Refused {
-        /// The status code.
+        /// HTTP status.
         status: u16,
-        /// In its words.
+        /// The control plane's message for the user.
         message: String,
     },
-    /// The answer is not what this version expects.
+    /// The answer cannot be parsed: client and control plane differ in version.
     #[error("the control plane's answer is not understood: {0}; are both of the same version?")]
     Answer(#[from] serde_json::Error),
 }
 
-/// Calls a control plane. One connection per call: calls are few, and sockets are cheap.
+/// A client of one control plane. Each call opens a connection of its own.
 #[derive(Debug, Clone)]
 pub struct Client {
     path: PathBuf,
 }
 
 impl Client {
-    /// Over a Unix socket.
+    /// Creates a client for the Unix socket at `path`. Does not connect yet.
     pub fn unix(path: impl AsRef<Path>) -> Self {
         Self {
             path: path.as_ref().to_owned(),
         }
     }
 
-    /// Everything at a glance.
+    /// Gets the status of the control plane and of all proxies.
     pub async fn status(&self) -> Result<Status, ClientError> {
         self.get("/status").await
     }
 
-    /// Applies YAML or JSON text; objects that name no namespace belong to `namespace`. Answers
-    /// what became of each object, also when they are refused.
+    /// Applies objects in YAML or JSON. Objects without a namespace belong to `namespace`. Returns
+    /// the result for each object, also when objects are refused.
     pub async fn apply(
         &self,
         text: String,
@@ -84,7 +84,7 @@ impl Client {
         }
     }
 
-    /// The objects in force.
+    /// Gets the objects in force that the selector matches.
     pub async fn objects(&self, which: &ObjectSelector) -> Result<ObjectList, ClientError> {
         let ObjectSelector { kind, ns, name } = which;
         self.get(&format!(
@@ -94,7 +94,7 @@ impl Client {
         .await
     }
 
-    /// Deletes applied objects.
+    /// Deletes the objects that the selector matches.
     pub async fn delete(
         &self,
         which: &ObjectSelector,
@@ -122,12 +122,12 @@ impl Client {
         }
     }
 
-    /// Any endpoint that answers with JSON.
+    /// Gets any endpoint that answers with JSON.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         Ok(serde_json::from_slice(&self.text(path).await?)?)
     }
 
-    /// Any endpoint, as it answers.
+    /// Gets any endpoint and returns the body as it is.
     pub async fn text(&self, path: &str) -> Result<Bytes, ClientError> {
         let (status, body) = self.call(Method::GET, path, String::new()).await?;
         if status.is_success() {

@@ -1,9 +1,8 @@
-//! The admin and debug endpoints as data: what the control plane answers, and a small client for
-//! its Unix socket.
+//! The answers of the control plane's admin and debug endpoints as data types, and a client for its
+//! Unix socket.
 //!
-//! In and out: plain values that serialise to JSON, shared by who serves them (`control`) and who
-//! shows them (`cli`). Adding a field is compatible; renaming one is not. No logic, no xDS; it
-//! imports `types` alone.
+//! The types serialise to JSON. `control` serves them and `cli` shows them. Adding a field is
+//! compatible, renaming one is not. No logic and no xDS here; the crate imports only `types`.
 
 mod client;
 mod objects;

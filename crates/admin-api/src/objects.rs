@@ -1,34 +1,34 @@
-//! Applying, listing and deleting configuration objects.
+//! Requests and answers of the endpoints that apply, list and delete configuration objects.
 
 use meltemi_types::{Diagnostic, ObjectRef, Position};
 use serde::{Deserialize, Serialize};
 
-/// Where an object lives.
+/// Where an object is stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
-    /// In a file of the user's; applying changes it there.
+    /// In a file of the user. `apply` changes the object in that file.
     #[default]
     File,
-    /// In the mesh's own state; changed by applying.
+    /// In the mesh's own state, by `apply`.
     Applied,
-    /// Written by the node about what it runs.
+    /// In a file that the node writes about running workloads.
     Runtime,
 }
 
-/// What became of an object.
+/// The result of an apply or delete for one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// It is new.
+    /// The object is new.
     Created,
-    /// It replaces an older one.
+    /// The object replaced an older version.
     Configured,
-    /// It was there already, the same.
+    /// The same object existed already.
     Unchanged,
-    /// It is gone.
+    /// The object was deleted.
     Deleted,
-    /// It was not taken; diagnostics say why.
+    /// The object was refused; the diagnostics say why.
     Refused,
 }
 
@@ -47,58 +47,58 @@ impl std::fmt::Display for Action {
 /// One object of an apply or delete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
-    /// Which.
+    /// Kind, namespace and name of the object.
     pub object: ObjectRef,
-    /// What became of it.
+    /// The result.
     pub action: Action,
-    /// The file that holds it; empty if there is none yet.
+    /// Path of the file that holds the object; empty if there is none yet.
     #[serde(default)]
     pub file: String,
-    /// Whether that is a file of the user's, not the mesh's own state.
+    /// Whether the file belongs to the user and not to the mesh's own state.
     #[serde(default)]
     pub in_users_file: bool,
 }
 
-/// The answer to apply and delete. Sound objects are taken also where others beside them are
-/// refused.
+/// The answer to apply and delete. Valid objects are accepted even if others in the same request
+/// are refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ApplyResponse {
-    /// Whether all objects were taken (or, on a dry run, would be).
+    /// Whether all objects were accepted; on a dry run, whether they would be.
     pub ok: bool,
-    /// Nothing was changed because that was asked for.
+    /// Whether this was a dry run, which changes nothing.
     pub dry_run: bool,
-    /// In the order of the text.
+    /// The results in the order of the request's text.
     pub objects: Vec<Applied>,
-    /// Errors that kept objects out, and warnings.
+    /// Errors of refused objects, and warnings.
     pub diagnostics: Vec<Diagnostic>,
 }
 
-/// Which objects `get` and `delete` mean. Empty fields match everything.
+/// Selects the objects for `get` and `delete`. An empty field matches everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ObjectSelector {
-    /// A kind as kubectl takes it: `VirtualService`, `virtualservices`, `vs`.
+    /// A kind in any spelling of kubectl: `VirtualService`, `virtualservices`, `vs`.
     pub kind: String,
-    /// A namespace.
+    /// Namespace of the object.
     pub ns: String,
-    /// A name.
+    /// Name of the object.
     pub name: String,
 }
 
-/// One object as it is in force.
+/// One object in force.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ObjectView {
-    /// Which.
+    /// Kind, namespace and name of the object.
     pub object: ObjectRef,
-    /// Where it lives.
+    /// Where the object is stored.
     pub origin: Origin,
-    /// Where it is written.
+    /// File and line of the object.
     pub position: Position,
-    /// All of it.
+    /// The whole object.
     pub value: serde_json::Value,
-    /// Findings about it.
+    /// Diagnostics about the object.
     pub diagnostics: Vec<Diagnostic>,
 }
 
@@ -106,14 +106,14 @@ pub struct ObjectView {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ObjectList {
-    /// By kind, namespace and name.
+    /// The objects, sorted by kind, namespace and name.
     pub items: Vec<ObjectView>,
 }
 
-/// The body of every answer that is not a success.
+/// The body of every answer with an error status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ErrorBody {
-    /// What is wrong, and what to do.
+    /// The problem and the remedy.
     pub error: String,
 }

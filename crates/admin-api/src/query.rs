@@ -1,8 +1,8 @@
-//! Percent coding of query strings (RFC 3986 §2.1).
+//! Percent-encoding of query strings (RFC 3986 §2.1).
 
 use std::fmt::Write;
 
-/// `key=value&...`, without the pairs whose value is empty.
+/// Encodes pairs as `key=value&...`. Pairs with an empty value are left out.
 pub fn encode(pairs: &[(&str, &str)]) -> String {
     let mut out = String::new();
     for (key, value) in pairs.iter().filter(|(_, value)| !value.is_empty()) {
@@ -24,7 +24,8 @@ pub fn encode(pairs: &[(&str, &str)]) -> String {
     out
 }
 
-/// The decoded pairs of a query; what is not UTF-8 after decoding is replaced.
+/// Decodes the pairs of a query. Bytes that are not UTF-8 are replaced by U+FFFD; malformed escapes
+/// stay as they are.
 pub fn decode(query: &str) -> Vec<(String, String)> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs
@@ -68,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_encoded_decodes_to_itself() {
+    fn encoding_and_decoding_round_trip() {
         let pairs = [
             ("kind", "VirtualService"),
             ("name", "a&b=c %/ä+"),

@@ -1,55 +1,55 @@
-//! What the control plane knows of its proxies, certificates and services.
+//! Answers of the status and debug endpoints: proxies, certificates, services.
 
 use std::collections::BTreeMap;
 
 use meltemi_types::Diagnostic;
 use serde::{Deserialize, Serialize};
 
-/// `GET /status`: everything at a glance.
+/// Answer to `GET /status`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
-    /// The control plane itself.
+    /// Name and version of the control plane.
     pub version: VersionInfo,
-    /// When it started; milliseconds since 1970.
+    /// Start of the control plane, in milliseconds since 1970.
     pub started_at_ms: u64,
     /// Whether the configuration was read at least once.
     pub ready: bool,
-    /// Objects by kind.
+    /// Number of objects by kind.
     pub objects: BTreeMap<String, usize>,
-    /// Connected proxies, by id.
+    /// Connected proxies, sorted by id.
     pub proxies: Vec<ProxyStatus>,
-    /// The newest certificate of each workload: issued by this control plane, or shown by a proxy
-    /// that connected.
+    /// The newest certificate of each workload that this control plane issued or that a proxy
+    /// presented.
     pub certificates: Vec<CertificateStatus>,
-    /// Findings about the configuration as a whole.
+    /// Diagnostics of the configuration as a whole.
     pub diagnostics: Vec<Diagnostic>,
 }
 
-/// `GET /version`.
+/// Answer to `GET /version`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VersionInfo {
-    /// `meltemi`.
+    /// Always `meltemi`.
     pub name: String,
-    /// Of the binary.
+    /// Version of the binary.
     pub version: String,
 }
 
-/// Whether a proxy has what it is to have.
+/// Whether a proxy has the newest configuration.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
 )]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum SyncState {
-    /// It took the newest of everything.
+    /// The proxy acknowledged the newest version.
     Synced,
-    /// It did not ask for this type, or nothing exists for it.
+    /// The proxy did not subscribe to the type, or there is no resource for it.
     #[default]
     NotSent,
-    /// Something newer is waiting for it or on its way.
+    /// A newer version waits to be sent or acknowledged.
     Stale,
-    /// It refused something and keeps what it had before.
+    /// The proxy rejected a resource and keeps the previous version.
     Rejected,
 }
 
@@ -61,86 +61,86 @@ pub struct ProxyStatus {
     pub id: String,
     /// `sidecar` or `router`.
     pub kind: String,
-    /// The pod.
+    /// Name of the pod.
     pub name: String,
-    /// Its namespace.
+    /// Namespace of the pod.
     pub namespace: String,
-    /// The Deployment or the like.
+    /// Name of the Deployment or other owner.
     pub workload: String,
-    /// Its service account.
+    /// Service account of the pod.
     pub service_account: String,
-    /// Its addresses.
+    /// Addresses of the pod.
     pub ips: Vec<String>,
-    /// The authenticated SPIFFE identity; empty on an unauthenticated plaintext connection.
+    /// The authenticated SPIFFE ID; empty on a plaintext connection.
     pub identity: String,
-    /// How it proved who it is: `mtls`, `token` or `none`.
+    /// How the proxy authenticated: `mtls`, `token` or `none`.
     pub authenticated_by: String,
-    /// Where it connects from.
+    /// Address of the connection's peer.
     pub peer: String,
     /// `delta` or `state of the world`.
     pub variant: String,
-    /// Whose proxy it is and which version, in its own words.
+    /// Name and version of the proxy program, as the proxy reports them.
     pub user_agent: String,
-    /// Milliseconds since 1970.
+    /// Start of the connection, in milliseconds since 1970.
     pub connected_at_ms: u64,
-    /// Last time something was pushed to it; 0 if never.
+    /// Time of the last push, in milliseconds since 1970; 0 if there was none.
     pub last_push_ms: u64,
-    /// The worst state of its types.
+    /// The worst state among the types.
     pub state: SyncState,
-    /// Per type, in push order.
+    /// State of each type, in push order.
     pub types: Vec<TypeSync>,
-    /// What it refuses at the moment.
+    /// Resources that the proxy rejects now.
     pub rejections: Vec<Rejection>,
-    /// What translation left out for it.
+    /// Diagnostics about resources that translation left out for this proxy.
     pub diagnostics: Vec<Diagnostic>,
 }
 
-/// One type of one proxy.
+/// State of one resource type for one proxy.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TypeSync {
-    /// Whole.
+    /// The complete type URL.
     pub type_url: String,
-    /// `CDS`, `EDS`, ...
+    /// The short name: `CDS`, `EDS`, ...
     pub short: String,
-    /// How it stands.
+    /// Whether the proxy has the newest version.
     pub state: SyncState,
-    /// Whether it asked for everything.
+    /// Whether the proxy subscribed to all resources.
     pub wildcard: bool,
-    /// How many names it asked for.
+    /// Number of names that the proxy subscribed to.
     pub names: usize,
-    /// How many resources it is to have.
+    /// Number of resources that the proxy should have.
     pub resources: usize,
-    /// Hash over what it is to have.
+    /// Hash over the resources that the proxy should have.
     pub wanted: String,
-    /// Hash over what it was sent.
+    /// Hash over the resources that were sent.
     pub sent: String,
-    /// Hash over what it took.
+    /// Hash over the resources that the proxy acknowledged.
     pub acked: String,
-    /// Responses on this connection.
+    /// Number of responses on this connection.
     pub pushes: u64,
-    /// How many of them it took.
+    /// Number of acknowledged responses.
     pub acks: u64,
-    /// How many of them it refused.
+    /// Number of rejected responses.
     pub nacks: u64,
-    /// Version wanted, sent and taken per resource; only where details are asked for.
+    /// Wanted, sent and acknowledged version by resource; only with details.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub versions: BTreeMap<String, [Option<String>; 3]>,
 }
 
-/// A resource that a proxy refused.
+/// A resource that a proxy rejected.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Rejection {
-    /// Of the resource.
+    /// Type URL of the resource.
     pub type_url: String,
-    /// `CDS`, ...
+    /// Short name of the type: `CDS`, ...
     pub short: String,
-    /// Of the resource.
+    /// Name of the resource.
     pub name: String,
-    /// Which was refused.
+    /// The rejected version.
     pub version: String,
-    /// In the proxy's words.
+    /// The proxy's error message.
     pub reason: String,
 }
 
@@ -148,18 +148,18 @@ pub struct Rejection {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CertificateStatus {
-    /// SPIFFE identity.
+    /// SPIFFE ID of the certificate.
     pub identity: String,
-    /// The workload's address.
+    /// Address of the workload.
     pub peer: String,
-    /// Lower-case hexadecimal.
+    /// Serial number in lower-case hexadecimal.
     pub serial: String,
-    /// SHA-256 of the certificate.
+    /// SHA-256 of the certificate in lower-case hexadecimal.
     pub sha256: String,
-    /// Milliseconds since 1970: when it was issued, or, of one that was shown, the start of its
-    /// validity.
+    /// Time of issue, in milliseconds since 1970. For a certificate that a proxy presented: the
+    /// start of its validity.
     pub issued_at_ms: u64,
-    /// Milliseconds since 1970.
+    /// Expiry, in milliseconds since 1970.
     pub expires_at_ms: u64,
 }
 
@@ -197,13 +197,13 @@ pub struct SyncStatus {
     pub extensionconfig_acked: String,
 }
 
-/// `GET /debug/config_dump?proxyID=`: what one proxy is to have.
+/// Answer to `GET /debug/config_dump?proxyID=`: the resources that one proxy should have.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ConfigDump {
-    /// The node id.
+    /// Node id of the proxy.
     pub proxy: String,
-    /// In push order.
+    /// The types, in push order.
     pub types: Vec<DumpedType>,
 }
 
@@ -211,9 +211,9 @@ pub struct ConfigDump {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DumpedType {
-    /// Whole.
+    /// The complete type URL.
     pub type_url: String,
-    /// By name.
+    /// The resources, sorted by name.
     pub resources: Vec<DumpedResource>,
 }
 
@@ -221,11 +221,11 @@ pub struct DumpedType {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DumpedResource {
-    /// Its name.
+    /// Name of the resource.
     pub name: String,
-    /// Its version.
+    /// Version of the resource.
     pub version: String,
-    /// The encoded message, base64; empty for secrets, which are never shown.
+    /// The encoded message in base64; empty for secrets, which are never shown.
     pub value: String,
 }
 
@@ -233,15 +233,15 @@ pub struct DumpedResource {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RegistryService {
-    /// Fully qualified.
+    /// Fully qualified host name.
     pub hostname: String,
-    /// Of the object it comes from.
+    /// Namespace of the Service or ServiceEntry.
     pub namespace: String,
-    /// Virtual addresses.
+    /// Virtual addresses (cluster IPs).
     pub addresses: Vec<String>,
-    /// `name:number/protocol`.
+    /// Ports as `name:number/protocol`.
     pub ports: Vec<String>,
-    /// How its endpoints are found.
+    /// How the endpoints are found.
     pub resolution: String,
 }
 
@@ -249,16 +249,16 @@ pub struct RegistryService {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EndpointView {
-    /// The service.
+    /// Host name of the service.
     pub hostname: String,
-    /// The service's port.
+    /// Port of the service.
     pub port: u32,
-    /// `address:port`.
+    /// The endpoint as `address:port`.
     pub address: String,
-    /// Whether it takes traffic.
+    /// Whether the endpoint receives traffic.
     pub healthy: bool,
-    /// The identity that it presents.
+    /// SPIFFE ID that the endpoint presents.
     pub identity: String,
-    /// Its labels.
+    /// Labels of the endpoint.
     pub labels: BTreeMap<String, String>,
 }

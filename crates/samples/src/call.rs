@@ -1,4 +1,4 @@
-//! Calling another service by name, with a deadline and the headers of the trace.
+//! Calls another service by name, with a deadline and the caller's trace headers.
 
 use std::time::Duration;
 
@@ -10,9 +10,8 @@ use tokio::net::TcpStream;
 
 use crate::metrics;
 
-/// What a service passes on, so that a mesh can tell which calls belong together, and who the user
-/// is.
-const PASSED_ON: &[&str] = &[
+/// Request headers that a service forwards: trace context, and the user.
+const FORWARDED_HEADERS: &[&str] = &[
     "end-user",
     "user-agent",
     "authorization",
@@ -26,10 +25,11 @@ const PASSED_ON: &[&str] = &[
     "x-b3-sampled",
     "x-b3-flags",
 ];
-const LARGEST_ANSWER: usize = 1 << 20;
+/// Maximum size of an answer in bytes.
+const MAX_ANSWER: usize = 1 << 20;
 
-/// Where a service is: its own name on port 9080, unless `<NAME>_HOSTNAME` and
-/// `<NAME>_SERVICE_PORT` say otherwise.
+/// Host and port of a service: its name and 9080, unless the variables `<NAME>_HOSTNAME` and
+/// `<NAME>_SERVICE_PORT` are set.
 pub(crate) fn address_of(name: &str) -> (String, u16) {
     let upper = name.to_ascii_uppercase();
     let host = std::env::var(format!("{upper}_HOSTNAME")).unwrap_or_else(|_| name.to_owned());
@@ -39,7 +39,8 @@ pub(crate) fn address_of(name: &str) -> (String, u16) {
     (host, port.unwrap_or(9080))
 }
 
-/// GETs JSON from a service; anything but 200 is an error that says what came instead.
+/// Sends a GET request and parses the JSON answer. Any status but 200 is an error with the status
+/// and body.
 pub(crate) async fn get_json(
     service: &str,
     path: &str,
@@ -72,13 +73,13 @@ async fn get(service: &str, path: &str, from: &HeaderMap) -> anyhow::Result<(Sta
         .with_context(|| format!("cannot reach {host}:{port}"))?;
     stream.set_nodelay(true)?;
     let mut request = Request::get(path).header("host", format!("{host}:{port}"));
-    for name in PASSED_ON {
+    for name in FORWARDED_HEADERS {
         if let Some(value) = from.get(*name) {
             request = request.header(*name, value);
         }
     }
 
     let request = request.body(Full::default())?;
-    let answer = meltemi_web::call(stream, request, LARGEST_ANSWER).await?;
+    let answer = meltemi_web::call(stream, request, MAX_ANSWER).await?;
     Ok((answer.status(), answer.into_body()))
 }

@@ -1,4 +1,4 @@
-//! Facts about a book.
+//! The service `details`: data of a book.
 
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};

@@ -1,8 +1,8 @@
-//! Bookinfo: the four services of Istio's tutorial as small ordinary HTTP programs.
+//! Bookinfo: the four services of Istio's tutorial as small HTTP programs.
 //!
-//! In: a port, and names of the services they call (`http://reviews:9080`). Out: pages and JSON.
-//! They know nothing of a mesh and import nothing of ours; they pass on the headers of a trace, as
-//! every well-behaved service does.
+//! In: a port, and the names of the services to call (`http://reviews:9080`). Out: pages and JSON.
+//! The programs know nothing about the mesh and import no other crate of the workspace. They
+//! forward trace headers, as every service in a mesh should.
 
 mod call;
 mod details;
@@ -14,20 +14,20 @@ mod serve;
 
 use clap::{Parser, ValueEnum};
 
-/// Which service to be.
+/// One of the services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Service {
     /// The web page; calls details and reviews.
     Productpage,
-    /// Facts about a book.
+    /// Data of a book, such as pages and ISBN.
     Details,
-    /// What readers say; v2 and v3 call ratings.
+    /// Reviews of a book; v2 and v3 call ratings.
     Reviews,
-    /// Stars.
+    /// Star ratings of the reviewers.
     Ratings,
 }
 
-/// How a sample is started: `meltemi sample reviews --version v2 --port 9080`.
+/// Arguments of a sample: `meltemi sample reviews --version v2 --port 9080`.
 #[derive(Debug, Clone, Parser)]
 pub struct SampleOptions {
     /// The service.
@@ -41,7 +41,7 @@ pub struct SampleOptions {
     pub port: u16,
 }
 
-/// Serves until the process is told to end.
+/// Serves until SIGTERM or SIGINT.
 pub fn run(options: SampleOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

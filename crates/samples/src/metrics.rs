@@ -1,19 +1,19 @@
-//! An application's own metrics in Prometheus' text format, as any instrumented program has them.
+//! The application's own metrics in Prometheus text format.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
 
-/// Service called, and the status it answered; 0 is no answer.
+/// Number of calls by service and status; status 0 means no answer.
 static RESULTS: Mutex<BTreeMap<(String, u16), u64>> = Mutex::new(BTreeMap::new());
 
-/// Counts one call. Name and labels are those of Istio's productpage.
+/// Counts one call. The metric's name and labels are those of Istio's productpage.
 pub(crate) fn count(service: &str, status: u16) {
     let mut results = RESULTS.lock().unwrap_or_else(PoisonError::into_inner);
     *results.entry((service.to_owned(), status)).or_default() += 1;
 }
 
-/// Text format 0.0.4.
+/// All metrics in Prometheus text format 0.0.4.
 pub(crate) fn text() -> String {
     let mut out = String::from(
         "# HELP request_result_total Results of requests\n# TYPE request_result_total counter\n",

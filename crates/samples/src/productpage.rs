@@ -1,5 +1,5 @@
-//! The web page: a book, its details, its reviews, and a login that puts `end-user` on every
-//! further call.
+//! The service `productpage`: a web page with a book, its details and its reviews, and a login
+//! whose name is sent as the header `end-user` with every call.
 
 use std::time::Duration;
 
@@ -14,10 +14,12 @@ use crate::call::get_json;
 use crate::metrics;
 use crate::serve::{self, Answer, html, id_of, json as answer_json, not_found};
 
-/// As in Istio's tutorial: a wait of 3 s, and for reviews one more try.
+/// Deadline of each call, as in Istio's tutorial.
 const DEADLINE: Duration = Duration::from_secs(3);
+/// Attempts to get the reviews, as in Istio's tutorial.
 const REVIEW_TRIES: usize = 2;
-const LARGEST_LOGIN: usize = 4096;
+/// Maximum size of the login form in bytes.
+const MAX_LOGIN: usize = 4096;
 
 pub(crate) async fn answer(request: Request<Incoming>) -> Answer {
     let path = request.uri().path().to_owned();
@@ -114,12 +116,10 @@ fn user_of(headers: &HeaderMap) -> Option<String> {
     (!user.is_empty()).then(|| user.to_owned())
 }
 
-/// Any name will do; only letters, digits, dot, dash, underscore and @ are kept of it.
+/// Signs in with any name. Characters other than letters, digits, `.`, `-`, `_` and `@` are
+/// removed.
 async fn login(request: Request<Incoming>) -> Answer {
-    let body = match Limited::new(request.into_body(), LARGEST_LOGIN)
-        .collect()
-        .await
-    {
+    let body = match Limited::new(request.into_body(), MAX_LOGIN).collect().await {
         Ok(body) => body.to_bytes(),
         Err(_) => {
             return html(
@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_says_what_is_missing_and_escapes_the_rest() {
+    fn the_page_names_missing_parts_and_escapes_text() {
         let details = Ok(json!({"type": "<b>", "pages": 200}));
         let page = page(Some("<jason>"), &details, &Err(anyhow::anyhow!("503")));
         assert!(

@@ -1,4 +1,4 @@
-//! How many stars each reviewer gave.
+//! The service `ratings`: stars by reviewer.
 
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};

@@ -1,4 +1,4 @@
-//! What readers say. v1 has no stars, v2 black ones, v3 red ones.
+//! The service `reviews`: v1 shows no stars, v2 black stars, v3 red stars.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use crate::call::get_json;
 use crate::serve::{Answer, id_of, json as answer_json, not_found};
 
-/// How long a review waits for its stars, as in Istio's tutorial.
+/// Deadline of the call to ratings, as in Istio's tutorial.
 const RATINGS_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Which stars a version shows.
+/// A version of the service and the colour of its stars.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Flavour {
     version: &'static str,

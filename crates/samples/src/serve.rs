@@ -1,4 +1,4 @@
-//! A plain HTTP/1.1 server: one handler, no middleware.
+//! A plain HTTP/1.1 server for one handler.
 
 use std::time::Duration;
 
@@ -50,17 +50,17 @@ where
     Ok(())
 }
 
-/// A JSON answer.
+/// A response with a JSON body.
 pub(crate) fn json(status: StatusCode, value: &serde_json::Value) -> Answer {
     with_type(status, "application/json", value.to_string())
 }
 
-/// An HTML answer.
+/// A response with an HTML body.
 pub(crate) fn html(status: StatusCode, text: String) -> Answer {
     with_type(status, "text/html; charset=utf-8", text)
 }
 
-/// Metrics for Prometheus.
+/// A response in Prometheus text format.
 pub(crate) fn metrics(text: String) -> Answer {
     with_type(
         StatusCode::OK,
@@ -69,7 +69,7 @@ pub(crate) fn metrics(text: String) -> Answer {
     )
 }
 
-/// Nothing here.
+/// A 404 response.
 pub(crate) fn not_found() -> Answer {
     json(
         StatusCode::NOT_FOUND,
