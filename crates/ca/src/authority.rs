@@ -1,4 +1,4 @@
-//! The signing key, where it comes from, and what is signed with it.
+//! The authority: loads or creates its signing key and root, and signs certificates.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,15 +21,15 @@ use x509_parser::prelude::FromDer;
 use crate::files::write_private;
 use crate::request::{SignError, read_request};
 
-/// What a request gets that asks for nothing. Source: Istio `DEFAULT_WORKLOAD_CERT_TTL`.
+/// Lifetime of a certificate whose request names none. Source: Istio `DEFAULT_WORKLOAD_CERT_TTL`.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
-/// What nobody gets more than. Source: Istio `MAX_WORKLOAD_CERT_TTL`.
+/// Maximum lifetime of a certificate. Source: Istio `MAX_WORKLOAD_CERT_TTL`.
 pub const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 
-/// A root of our own lives as long as Istio's.
+/// Lifetime of a self-signed root, the same as Istio's.
 const ROOT_TTL: Duration = Duration::from_secs(3650 * 24 * 3600);
-/// Certificates are valid from a little before they are issued, for peers whose clock is behind.
-/// Source: Istio `ClockSkewGracePeriod`.
+/// Validity starts this long before the issue, for peers whose clock is behind. Source: Istio
+/// `ClockSkewGracePeriod`.
 const BACKDATE: Duration = Duration::from_secs(120);
 
 const ROOT_FILE: &str = "root-cert.pem";
@@ -37,7 +37,7 @@ const CERTIFICATE_FILE: &str = "ca-cert.pem";
 const KEY_FILE: &str = "ca-key.pem";
 const CHAIN_FILE: &str = "cert-chain.pem";
 
-/// Why there is no authority.
+/// Why the authority cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     /// A file cannot be read or written.
@@ -48,7 +48,7 @@ pub enum AuthorityError {
         /// What the system says.
         error: std::io::Error,
     },
-    /// A file is not what its name says.
+    /// A file does not hold the expected certificate or key.
     #[error("{path}: {error}")]
     Material {
         /// The file.
@@ -56,12 +56,12 @@ pub enum AuthorityError {
         /// What is wrong with it.
         error: TlsError,
     },
-    /// The files are readable but do not fit together.
+    /// The files are valid but do not belong together.
     #[error("{folder}: {reason}")]
     Mismatch {
-        /// The folder of plug-in certificates, or of our own.
+        /// The folder of the files.
         folder: PathBuf,
-        /// What does not fit, and what to do.
+        /// The contradiction and the remedy.
         reason: String,
     },
     /// The crypto library refuses.
@@ -72,29 +72,29 @@ pub enum AuthorityError {
 /// Where the signing key comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// A root of our own, kept in this folder.
+    /// A self-signed root, kept in this folder.
     SelfSigned(PathBuf),
     /// Plug-in certificates (Istio's secret `cacerts`) from this folder.
     PlugIn(PathBuf),
-    /// A root of our own that lives as long as the process.
+    /// A self-signed root that is never written to disk.
     Memory,
 }
 
-/// A certificate authority of one trust domain. Signing is pure but for randomness and the clock.
+/// A certificate authority for one trust domain.
 pub struct CertificateAuthority {
     trust_domain: TrustDomain,
     origin: Origin,
     issuer: Issuer<'static, KeyPair>,
     /// The issuing certificate.
     info: CertificateInfo,
-    /// What follows the leaf: the issuing certificate up to, but without, the root.
+    /// The certificates that follow a leaf: the issuing certificate and further intermediates,
+    /// without the root.
     intermediates: Vec<CertificateDer<'static>>,
     roots_pem: String,
 }
 
 impl CertificateAuthority {
-    /// The root of our own in `folder`, made there if there is none yet. The key stays in that
-    /// folder, mode 0600.
+    /// Loads the self-signed root in `folder`, or creates it. The key file has mode 0600.
     pub fn self_signed(folder: &Path, trust_domain: TrustDomain) -> Result<Self, AuthorityError> {
         let (key_path, root_path) = (folder.join(KEY_FILE), folder.join(ROOT_FILE));
         let key = match read_if_there(&key_path)? {
@@ -108,8 +108,8 @@ impl CertificateAuthority {
 
         let root = match read_if_there(&root_path)? {
             Some(text) => text,
-            // Also after a crash between the two files: the key stays, so what it signed stays
-            // good.
+            // The key may exist without the certificate after a crash. Keep the key, so that
+            // certificates it signed stay valid.
             None => {
                 let root = make_root(&key, &trust_domain)?;
                 write(&root_path, &root)?;
@@ -130,7 +130,8 @@ impl CertificateAuthority {
         )
     }
 
-    /// A root of our own that is never written down; everything it signed dies with the process.
+    /// Creates a root that is never written to disk. Its certificates are worthless after the
+    /// process has ended.
     pub fn in_memory(trust_domain: TrustDomain) -> Result<Self, AuthorityError> {
         let key = KeyPair::generate()?;
         let root = make_root(&key, &trust_domain)?;
@@ -148,8 +149,8 @@ impl CertificateAuthority {
         )
     }
 
-    /// Plug-in certificates: `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`, `root-cert.pem`, as in
-    /// Istio's secret `cacerts`.
+    /// Loads plug-in CA certificates: `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`,
+    /// `root-cert.pem`, as in Istio's secret `cacerts`.
     pub fn plug_in(folder: &Path, trust_domain: TrustDomain) -> Result<Self, AuthorityError> {
         let read = |name: &str| {
             let path = folder.join(name);
@@ -169,8 +170,8 @@ impl CertificateAuthority {
         let roots_pem = read(ROOT_FILE)?;
         let roots = material(ROOT_FILE, &roots_pem)?;
 
-        // The chain file may or may not begin with the issuing certificate and end with the root;
-        // normalise it.
+        // The chain file may or may not contain the issuing certificate and the root: add the
+        // first, remove the second.
         let chain_text = read_if_there(&folder.join(CHAIN_FILE))?.unwrap_or_default();
         let mut chain = match chain_text.trim().is_empty() {
             true => Vec::new(),
@@ -193,6 +194,7 @@ impl CertificateAuthority {
         )
     }
 
+    /// Checks that key, certificate and roots belong together.
     fn assemble(
         trust_domain: TrustDomain,
         origin: Origin,
@@ -241,8 +243,8 @@ impl CertificateAuthority {
             roots_pem,
         };
 
-        // One leaf to prove that what we sign is accepted under the roots that we hand out.
-        authority.prove().map_err(|error| {
+        // Sign a test certificate: it must verify under the roots that workloads get.
+        authority.verify_own_chain().map_err(|error| {
             mismatch(format!(
                 "certificates it signs do not verify under {ROOT_FILE}: {error}"
             ))
@@ -266,7 +268,7 @@ impl CertificateAuthority {
         &self.info
     }
 
-    /// The roots, as every workload gets them.
+    /// The roots as PEM, as workloads receive them.
     pub fn roots_pem(&self) -> &str {
         &self.roots_pem
     }
@@ -276,9 +278,9 @@ impl CertificateAuthority {
         TrustBundle::for_domain(self.trust_domain.clone(), self.roots_pem.as_bytes())
     }
 
-    /// Issues a certificate for `identity`, whatever names the request asks for. PEM: leaf,
-    /// intermediates, and as last element all roots. `ttl` zero means the default; more than the
-    /// maximum, or than the issuer's own time, is cut.
+    /// Issues a certificate for `identity`, whatever names the request holds. Returns PEM texts:
+    /// leaf, intermediates, and all roots as the last element. A zero `ttl` means [`DEFAULT_TTL`];
+    /// it is limited to [`MAX_TTL`] and to the issuer's own expiry.
     pub fn sign(
         &self,
         csr_pem: &str,
@@ -327,7 +329,7 @@ impl CertificateAuthority {
         Ok(chain)
     }
 
-    /// A server certificate for the control plane itself, with a new key.
+    /// Issues a server certificate with a new key for the control plane itself.
     pub fn server_identity(
         &self,
         dns: &[String],
@@ -379,15 +381,14 @@ impl CertificateAuthority {
 
         let mut params = CertificateParams::default();
 
-        // An empty subject makes the alternative names critical (RFC 5280 §4.2.1.6): nobody may
-        // overlook them.
+        // With an empty subject the alternative names are critical (RFC 5280 §4.2.1.6), so
+        // verifiers must not ignore them.
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = names;
         params.serial_number = Some(random_serial()?);
         params.not_before = whole_seconds(now - BACKDATE);
 
-        // X.509 counts seconds; the fraction goes to the holder, or a lifetime of two seconds could
-        // be one.
+        // X.509 has whole seconds: round up, or a lifetime of two seconds could become one.
         params.not_after =
             whole_seconds((now + ttl + Duration::from_millis(999)).min(self.info.not_after));
         params.is_ca = IsCa::ExplicitNoCa;
@@ -404,7 +405,8 @@ impl CertificateAuthority {
             .map_err(|error| SignError::Crypto(error.to_string()))
     }
 
-    fn prove(&self) -> Result<(), String> {
+    /// Signs a test certificate and verifies it under the authority's own roots.
+    fn verify_own_chain(&self) -> Result<(), String> {
         let id = SpiffeId::new(self.trust_domain.clone(), "meltemi", "self-test")
             .map_err(|error| error.to_string())?;
         let key = KeyPair::generate().map_err(|error| error.to_string())?;
@@ -426,7 +428,7 @@ impl CertificateAuthority {
     }
 }
 
-/// Never shows the key.
+/// Shows trust domain, origin and fingerprint, never the key.
 impl fmt::Debug for CertificateAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -461,7 +463,7 @@ fn make_root(key: &KeyPair, trust_domain: &TrustDomain) -> Result<String, Author
     Ok(params.self_signed(key)?.pem())
 }
 
-/// 127 random bits: positive, and never twice (RFC 5280 §4.1.2.2).
+/// A random serial number of 127 bits: positive, and unique in practice (RFC 5280 §4.1.2.2).
 fn random_serial() -> Result<SerialNumber, SignError> {
     let mut bytes = [0u8; 16];
     aws_lc_rs::rand::fill(&mut bytes)
@@ -493,7 +495,7 @@ fn write(path: &Path, text: &str) -> Result<(), AuthorityError> {
     })
 }
 
-/// PKCS#8, PKCS#1 and SEC1 alike.
+/// Parses a key in PKCS#8, PKCS#1 or SEC1 form.
 fn parse_key(text: &str, path: &Path) -> Result<KeyPair, AuthorityError> {
     let material = |error| AuthorityError::Material {
         path: path.to_owned(),

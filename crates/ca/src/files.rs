@@ -1,12 +1,12 @@
-//! Key files: whole or absent, and readable by their owner alone.
+//! Writes key files: atomically, and readable only by their owner.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// Writes a file with mode 0600, in place of an older one, atomically and durably. Missing
-/// directories are made with mode 0700.
+/// Writes a file with mode 0600 atomically and durably, replacing an older one. Missing directories
+/// are created with mode 0700.
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path
         .parent()
@@ -22,8 +22,8 @@ pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
         .file_name()
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))?;
 
-    // The process id keeps two processes that start at once from writing into one file; the rename
-    // then decides.
+    // The process id in the name keeps two processes from writing to the same temporary file; the
+    // last rename wins.
     let temporary = folder.join(format!(
         ".{}.{}",
         name.to_string_lossy(),
@@ -38,7 +38,7 @@ pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
             .mode(0o600)
             .open(&temporary)?;
 
-        // `mode` counts only for a file that is new.
+        // `mode` applies to new files only.
         file.set_permissions(fs::Permissions::from_mode(0o600))?;
         file.write_all(content)?;
         file.sync_all()?;

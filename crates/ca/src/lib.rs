@@ -1,11 +1,12 @@
-//! Issues workload certificates, and decides who may have one.
+//! The certificate authority: issues workload certificates, and signs and verifies the tokens that
+//! authenticate the first request.
 //!
-//! In: a certificate request, the identity that its sender proved, a lifetime. Out: a chain, leaf
-//! first and roots last. The names in a request never reach a certificate. [`TokenReview`] turns a
-//! first token into a [`Caller`]; on one machine that is [`JwtTokenReview`] over tokens of a
-//! [`TokenSigner`], on Kubernetes the API server.
+//! In: a certificate request, the authenticated identity of its sender, a lifetime. Out: a chain,
+//! leaf first and roots last. Names in the request never reach the certificate. [`TokenReview`]
+//! turns a token into a [`Caller`]; on one machine [`JwtTokenReview`] verifies tokens of a
+//! [`TokenSigner`].
 //!
-//! Must never import: gRPC, Kubernetes, anything that serves. The only IO is reading and writing
+//! Must never import gRPC, Kubernetes, or anything that serves. The only I/O is reading and writing
 //! its own key files.
 
 mod authority;

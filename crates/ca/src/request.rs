@@ -1,26 +1,27 @@
-//! Certificate requests: proof of possession and key strength are checked, names are only compared.
+//! Reads certificate requests: verifies the proof of possession and the key's strength, and
+//! compares names with the caller's identity.
 
 use meltemi_types::SpiffeId;
 use rcgen::{CertificateSigningRequestParams, PublicKeyData, SanType};
 
-/// A request with more text than this is not parsed.
+/// Maximum size of a request in bytes.
 const MAX_PEM: usize = 16 * 1024;
 
-/// Why a request gets no certificate.
+/// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SignError {
-    /// Not a PKCS#10 request in PEM, or its signature is not made with its key.
+    /// The text is not a PKCS#10 request in PEM, or its signature does not match its key.
     #[error("certificate request: {0}")]
     Request(String),
-    /// A key that is too weak, or too large to verify cheaply.
+    /// The key is too weak, or too large to verify cheaply.
     #[error("certificate request: {0}; use ECDSA P-256 or P-384, or RSA with 2048 to 8192 bits")]
     Key(String),
-    /// The request names somebody else. Worth an audit event.
+    /// The request names another identity than the caller's. Worth an audit event.
     #[error("the caller is {caller} but asks for a certificate of {asked}")]
     ForeignIdentity {
-        /// Whom the caller proved to be.
+        /// The caller's authenticated identity.
         caller: String,
-        /// Whom the request names.
+        /// The identity in the request.
         asked: String,
     },
     /// The identity is of another trust domain.
@@ -31,7 +32,7 @@ pub enum SignError {
         /// The authority's.
         ours: String,
     },
-    /// The issuing certificate has run out.
+    /// The issuing certificate has expired.
     #[error("the issuing certificate {issuer:?} has expired; replace it")]
     Expired {
         /// Its subject.
@@ -43,7 +44,7 @@ pub enum SignError {
 }
 
 impl SignError {
-    /// Whether the caller is at fault, so that asking again is of no use.
+    /// Whether the caller is at fault, so that a retry is useless.
     pub fn is_callers_fault(&self) -> bool {
         matches!(
             self,
@@ -55,7 +56,7 @@ impl SignError {
     }
 }
 
-/// The key of a request whose sender proved to be `identity`.
+/// Checks a request of the authenticated `identity` and returns its public key.
 pub(crate) fn read_request(
     csr_pem: &str,
     identity: &SpiffeId,
@@ -72,8 +73,8 @@ pub(crate) fn read_request(
     for name in &csr.params.subject_alt_names {
         let SanType::URI(uri) = name else { continue };
 
-        // Agents may not know the mesh's trust domain, so only namespace and account are compared;
-        // a name that is no SPIFFE identity is ignored, as every name of a request is.
+        // Agents may not know the mesh's trust domain, so compare only namespace and account. Names
+        // that are not SPIFFE IDs are ignored, like all names of a request.
         let Ok(asked) = uri.as_str().parse::<SpiffeId>() else {
             continue;
         };
@@ -94,7 +95,7 @@ pub(crate) fn read_request(
         &rcgen::PKCS_RSA_SHA512,
     ];
 
-    // The encoding adds a few bytes to the modulus, so these bounds are a little wide.
+    // The DER encoding is slightly longer than the modulus, so the upper bound has some slack.
     if rsa.contains(&csr.public_key.algorithm()) && !(2048..=8192 + 256).contains(&bits) {
         return Err(SignError::Key(format!("an RSA key of about {bits} bits")));
     }

@@ -1,44 +1,44 @@
-//! Who holds a token.
+//! The interface that turns a token into the caller that it was issued to.
 
 use std::future::Future;
 use std::pin::Pin;
 
 use meltemi_types::{SpiffeError, SpiffeId, TrustDomain};
 
-/// A future that can be a trait object's.
+/// A boxed future, as methods of trait objects return.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Whom a token was made out to.
+/// The workload that a token was issued to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Caller {
     /// Kubernetes namespace.
     pub namespace: String,
     /// Kubernetes service account.
     pub service_account: String,
-    /// The pod that it is bound to, if it is.
+    /// The pod that the token is bound to.
     pub pod: Option<String>,
 }
 
 impl Caller {
-    /// The identity in a trust domain.
+    /// The caller's SPIFFE ID in a trust domain.
     pub fn identity(&self, trust_domain: &TrustDomain) -> Result<SpiffeId, SpiffeError> {
         SpiffeId::new(trust_domain.clone(), &self.namespace, &self.service_account)
     }
 }
 
-/// Why a token tells nothing.
+/// Why a token does not identify a caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReviewError {
-    /// The token is refused; the caller needs another one.
+    /// The token is invalid; the caller needs another one.
     #[error("token refused: {0}")]
     Refused(String),
-    /// The reviewer cannot be asked now; the caller may come again.
+    /// The token cannot be verified now; the caller may retry.
     #[error("token cannot be reviewed now: {0}")]
     Unavailable(String),
 }
 
 /// Turns a bearer token into a [`Caller`].
 pub trait TokenReview: Send + Sync + 'static {
-    /// Judges one token. Cancel safe.
+    /// Verifies one token. Cancellation safe.
     fn review<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Caller, ReviewError>>;
 }

@@ -138,7 +138,7 @@ fn lifetimes_are_clamped_at_both_ends() {
 }
 
 #[test]
-fn c13_a_request_for_somebody_else_is_refused() {
+fn a_request_for_another_identity_is_refused() {
     let authority = CertificateAuthority::in_memory(TrustDomain::default()).expect("authority");
     let (csr, _) = request(&["spiffe://cluster.local/ns/kube-system/sa/admin"]);
     let refused = authority.sign(&csr, &id(), Duration::ZERO);

@@ -1,4 +1,5 @@
-//! Tokens of one machine: ES256 JWTs with the claims of a bound Kubernetes service account token.
+//! Tokens of a mesh on one machine: ES256 JWTs with the claims of a bound Kubernetes service
+//! account token.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -10,20 +11,20 @@ use serde::{Deserialize, Serialize};
 use crate::files::write_private;
 use crate::review::{BoxFuture, Caller, ReviewError, TokenReview};
 
-/// Who signs these tokens.
+/// Claim `iss` of the tokens.
 pub const ISSUER: &str = "meltemi";
-/// Whom they are meant for. Source: Istio `TOKEN_AUDIENCES`.
+/// Claim `aud` of the tokens. Source: Istio `TOKEN_AUDIENCES`.
 pub const AUDIENCE: &str = "istio-ca";
 
-/// A longer text is not parsed.
+/// Maximum size of a token in bytes.
 const MAX_TOKEN: usize = 16 * 1024;
-/// For clocks that disagree.
+/// Tolerance for `exp` and `nbf`, for clocks that differ.
 const LEEWAY_SECONDS: u64 = 10;
 
-/// Why there is no signer or reviewer.
+/// Why a signer or reviewer cannot be created, or a token cannot be signed.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// The key is unusable.
+    /// The key is invalid.
     #[error("token key: {0}")]
     Key(String),
     /// The key file cannot be read or written.
@@ -56,19 +57,19 @@ struct Named {
     name: String,
 }
 
-/// Makes tokens for the workloads of one machine.
+/// Signs tokens for the workloads of one machine.
 pub struct TokenSigner {
     key: EncodingKey,
     public_pem: String,
 }
 
 impl TokenSigner {
-    /// With a new key that is never written down.
+    /// Creates a signer with a new key that is never written to disk.
     pub fn generate() -> Result<Self, TokenError> {
         Self::from_pair(&KeyPair::generate().map_err(|error| TokenError::Key(error.to_string()))?)
     }
 
-    /// With the key in a file (PKCS#8 PEM, mode 0600), made there if there is none yet.
+    /// Loads the key from a file (PKCS#8 PEM, mode 0600), or creates it there.
     pub fn load_or_create(path: &Path) -> Result<Self, TokenError> {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::from_pair(
@@ -93,12 +94,12 @@ impl TokenSigner {
         })
     }
 
-    /// What a [`JwtTokenReview`] needs; no secret.
+    /// The public key as PEM, for [`JwtTokenReview`].
     pub fn public_key_pem(&self) -> &str {
         &self.public_pem
     }
 
-    /// A token that proves to be this caller for `lifetime`. The text is a secret.
+    /// Signs a token for this caller, valid for `lifetime`. The token is a secret.
     pub fn sign(&self, caller: &Caller, lifetime: Duration) -> Result<String, TokenError> {
         self.sign_at(caller, lifetime, SystemTime::now())
     }
@@ -142,7 +143,7 @@ impl TokenSigner {
     }
 }
 
-/// Never shows the key.
+/// Shows the public key's fingerprint, never the private key.
 impl std::fmt::Debug for TokenSigner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
@@ -153,19 +154,19 @@ impl std::fmt::Debug for TokenSigner {
     }
 }
 
-/// Checks tokens of a [`TokenSigner`] by its public key.
+/// Verifies tokens of a [`TokenSigner`] by its public key.
 pub struct JwtTokenReview {
     key: DecodingKey,
     validation: Validation,
 }
 
 impl JwtTokenReview {
-    /// From the public key (`PUBLIC KEY` in PEM).
+    /// Creates a reviewer from the public key (`PUBLIC KEY` in PEM).
     pub fn new(public_key_pem: &str) -> Result<Self, TokenError> {
         let key = DecodingKey::from_ec_pem(public_key_pem.as_bytes())
             .map_err(|error| TokenError::Key(error.to_string()))?;
 
-        // The algorithm is ours to choose, never the token's.
+        // Accept only this algorithm: a token must not choose how it is verified.
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_issuer(&[ISSUER]);
         validation.set_audience(&[AUDIENCE]);

@@ -1,4 +1,5 @@
-//! What a certificate says of itself: names, serial, time, fingerprint.
+//! Parses certificates: names, serial, validity, fingerprint. Refuses certificates whose names
+//! another parser could read differently.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -12,24 +13,24 @@ use x509_parser::prelude::FromDer;
 use crate::PeerError;
 use crate::xfcc::rfc2253;
 
-/// A certificate, read once. What `/certs`, access logs, `x-forwarded-client-cert` and policies
-/// speak of.
+/// The parsed fields of a certificate, for `/certs`, access logs, `x-forwarded-client-cert` and
+/// policies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateInfo {
-    /// RFC 2253; empty for workload certificates.
+    /// Subject in the format of RFC 2253; empty for workload certificates.
     pub subject: String,
-    /// RFC 2253.
+    /// Issuer in the format of RFC 2253.
     pub issuer: String,
     /// Lower-case hexadecimal without separators.
     pub serial: String,
-    /// URI names, in order.
+    /// URI alternative names, in the certificate's order.
     pub uri_sans: Vec<String>,
-    /// DNS names, in order.
+    /// DNS alternative names, in the certificate's order.
     pub dns_sans: Vec<String>,
-    /// Addresses, in order.
+    /// IP alternative names, in the certificate's order.
     pub ip_sans: Vec<IpAddr>,
-    /// Names of kinds that the mesh never issues (otherName, e-mail, directory names, ...), or that
-    /// cannot be read.
+    /// Number of alternative names of a kind that the mesh never issues (otherName, e-mail,
+    /// directory name, ...) or that cannot be parsed.
     pub foreign_sans: usize,
     /// Start of validity.
     pub not_before: SystemTime,
@@ -40,8 +41,8 @@ pub struct CertificateInfo {
 }
 
 impl CertificateInfo {
-    /// The one SPIFFE identity: exactly one URI name, well formed, and no name of a foreign kind
-    /// beside it.
+    /// The SPIFFE ID. The certificate must have exactly one URI name, which is a valid SPIFFE ID,
+    /// and no name of a foreign kind.
     pub fn spiffe(&self) -> Result<SpiffeId, PeerError> {
         let [uri] = self.uri_sans.as_slice() else {
             return Err(PeerError::UriCount {
@@ -63,8 +64,8 @@ impl CertificateInfo {
             })
     }
 
-    /// The names in one line, for messages; at most eight, since a hostile certificate may hold
-    /// thousands.
+    /// The alternative names in one line, for messages. At most eight, since a hostile certificate
+    /// may hold thousands.
     pub fn names(&self) -> String {
         const SHOWN: usize = 8;
 
@@ -90,7 +91,7 @@ impl CertificateInfo {
         shown.join(", ")
     }
 
-    /// Whole days until the end of validity, 0 if it is over; Envoy's `days_until_expiration`.
+    /// Whole days until the end of validity, 0 after it. Source: Envoy `days_until_expiration`.
     pub fn days_until_expiration(&self, now: SystemTime) -> u64 {
         self.not_after
             .duration_since(now)
@@ -98,7 +99,10 @@ impl CertificateInfo {
     }
 }
 
-/// Reads a certificate.
+/// Parses a certificate.
+///
+/// # Errors
+/// When the certificate is malformed or its names are ambiguous.
 pub fn info_of(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, PeerError> {
     let malformed = |error: String| PeerError::Malformed(error);
     let (rest, parsed) =
@@ -132,8 +136,7 @@ pub fn info_of(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, Peer
                     read_name(name, &mut info)?;
                 }
             }
-            // An extension that claims to be the list of names and cannot be read must not count as
-            // "no names".
+            // A list of names that cannot be parsed must not count as an empty list.
             ParsedExtension::ParseError { .. }
                 if extension.oid == x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME =>
             {
@@ -154,8 +157,7 @@ pub fn info_of(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, Peer
 }
 
 fn read_name(name: &GeneralName<'_>, info: &mut CertificateInfo) -> Result<(), PeerError> {
-    // A NUL or another control character ends a name early in somebody else's parser: refuse it
-    // everywhere.
+    // Some parsers end a name at a NUL or another control character: refuse such names.
     let plain = |text: &str| match text.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => Ok(text.to_owned()),
         false => Err(PeerError::Malformed(format!(
@@ -179,14 +181,13 @@ fn read_name(name: &GeneralName<'_>, info: &mut CertificateInfo) -> Result<(), P
     Ok(())
 }
 
-/// The identity of a peer, from the chain that it presented; call it after the handshake has
-/// verified the chain.
+/// The SPIFFE ID of a peer, from the chain that the peer presented. Call this only after the
+/// handshake has verified the chain.
 pub fn peer_spiffe(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
     info_of(chain.first().ok_or(PeerError::None)?)?.spiffe()
 }
 
-/// SHA-256 of a certificate and of its public key (the whole SubjectPublicKeyInfo): what pins are
-/// compared with.
+/// SHA-256 of a certificate and of its SubjectPublicKeyInfo, to compare with configured pins.
 pub fn pin_digests(certificate: &CertificateDer<'_>) -> Result<([u8; 32], [u8; 32]), PeerError> {
     let (_, parsed) = X509Certificate::from_der(certificate)
         .map_err(|error| PeerError::Malformed(error.to_string()))?;
@@ -204,8 +205,7 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
 }
 
-/// A short name for a certificate (or any secret's public part) in logs: the first 16 digits of its
-/// SHA-256.
+/// A short name for a certificate or a public key in logs: the first 16 digits of its SHA-256.
 pub fn fingerprint(bytes: &[u8]) -> String {
     let mut digits = sha256_hex(bytes);
     digits.truncate(16);

@@ -1,4 +1,4 @@
-//! Terms, identity and trust put together into rustls configurations.
+//! Builds rustls configurations from terms, an identity and trusted roots.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use crate::{
     TrustBundle, provider,
 };
 
-/// A server with one certificate. Roots are needed as soon as clients are asked for theirs.
+/// A server configuration with one certificate. `trust` is required if the terms request client
+/// certificates.
 pub fn server_config(
     terms: &ServerTerms,
     identity: &Identity,
@@ -24,8 +25,8 @@ pub fn server_config(
     server_config_with(terms, std::slice::from_ref(identity), trust)
 }
 
-/// A server with several certificates for the same names (RSA beside ECDSA): the first whose key
-/// the client can verify is served.
+/// A server configuration with several certificates for the same names, such as RSA and ECDSA. The
+/// server presents the first whose signature the client supports.
 pub fn server_config_with(
     terms: &ServerTerms,
     identities: &[Identity],
@@ -70,8 +71,8 @@ pub fn server_config_with(
     )));
     config.alpn_protocols = protocols(alpn);
     if *client_auth != ClientAuth::None {
-        // A ticket would outlive a rotation, a revocation and a change of policy: every connection
-        // is judged anew.
+        // A resumed session would skip the verification of the client certificate, which may have
+        // been revoked or replaced since. So every connection does a full handshake.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
@@ -80,7 +81,8 @@ pub fn server_config_with(
     Ok(Arc::new(config))
 }
 
-/// A client. With an identity it shows its certificate to servers that ask.
+/// A client configuration. With an identity, the client presents its certificate to servers that
+/// request one.
 pub fn client_config(
     terms: &ClientTerms,
     identity: Option<&Identity>,
@@ -129,7 +131,7 @@ fn protocols(alpn: &[String]) -> Vec<Vec<u8>> {
     alpn.iter().map(|name| name.as_bytes().to_vec()).collect()
 }
 
-/// The provider with nothing but what the terms allow.
+/// The crypto provider, restricted to the algorithms that the terms allow.
 fn narrowed(algorithms: &Algorithms) -> Result<Arc<CryptoProvider>, TlsError> {
     let Algorithms {
         tls12_suites,

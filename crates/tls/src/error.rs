@@ -1,15 +1,16 @@
-//! Why a certificate, a key or a peer is not accepted. Texts say what was expected and what was
+//! Errors about certificates, keys and peers. Their texts name what was expected and what was
 //! presented.
 
 use std::sync::Arc;
 
-/// Material that cannot be used: it is the owner of the file or resource who must act.
+/// Local certificates, keys or terms cannot be used. The owner of the file or resource must fix
+/// them.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TlsError {
     /// The text is not PEM, or holds no block of the wanted kind.
     #[error("{what}: {reason}; give it as PEM")]
     Pem {
-        /// What was looked for.
+        /// The kind of block that was expected.
         what: &'static str,
         /// What the parser says.
         reason: String,
@@ -25,13 +26,13 @@ pub enum TlsError {
     /// A revocation list that cannot be read. The bundle is refused as a whole: fail closed.
     #[error("certificate revocation list: {0}")]
     Crl(String),
-    /// Roots are needed and there are none.
+    /// The terms verify the peer, but there are no roots.
     #[error("no root certificate to verify the peer with")]
     NoRoots,
     /// A pattern that is not a regular expression.
     #[error("subject alternative name pattern {pattern:?}: {reason}")]
     Pattern {
-        /// As configured.
+        /// The configured pattern.
         pattern: String,
         /// What the parser says.
         reason: String,
@@ -41,10 +42,10 @@ pub enum TlsError {
     Terms(String),
 }
 
-/// A peer that is not accepted, or a certificate without usable identity.
+/// A peer's certificate is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
-    /// Nothing was presented.
+    /// The peer presented no certificate.
     #[error("the peer presented no certificate")]
     None,
     /// The bytes are not a certificate, or carry names that must not be trusted.
@@ -134,8 +135,7 @@ impl From<PeerError> for rustls::Error {
     }
 }
 
-/// What a TLS error means, in words for logs and causes; the peer rule's own text where one was
-/// broken.
+/// The text of a TLS error for logs and causes; the text of the [`PeerError`] if there is one.
 pub fn cause_of(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(

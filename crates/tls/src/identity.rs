@@ -1,4 +1,4 @@
-//! Who we are on a connection: a chain and its key.
+//! The certificate chain and private key that this process presents to peers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -27,7 +27,8 @@ struct Inner {
 }
 
 impl Identity {
-    /// From DER; the chain is leaf first.
+    /// Creates an identity from DER. The chain starts with the leaf, and the key must belong to the
+    /// leaf.
     pub fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
@@ -50,17 +51,18 @@ impl Identity {
         })
     }
 
-    /// From PEM; the chain is leaf first.
+    /// Creates an identity from PEM. The chain starts with the leaf, and the key must belong to the
+    /// leaf.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, TlsError> {
         Self::new(certificates_from_pem(chain)?, key_from_pem(key)?)
     }
 
-    /// Leaf first.
+    /// The certificate chain, starting with the leaf.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.inner.certified.cert
     }
 
-    /// What the leaf says.
+    /// The parsed fields of the leaf.
     pub fn info(&self) -> &CertificateInfo {
         &self.inner.info
     }
@@ -80,23 +82,23 @@ impl Identity {
         self.inner.info.not_after
     }
 
-    /// For rustls resolvers.
+    /// Chain and key in rustls' form.
     pub fn certified_key(&self) -> Arc<CertifiedKey> {
         self.inner.certified.clone()
     }
 
-    /// For the local SDS socket.
+    /// The chain as PEM, for the local SDS socket.
     pub fn chain_pem(&self) -> String {
         certificates_to_pem(self.chain())
     }
 
-    /// For the local SDS socket and key files. Never log it.
+    /// The private key as PEM, for the local SDS socket and key files. Never log it.
     pub fn key_pem(&self) -> String {
         key_to_pem(&self.inner.key)
     }
 }
 
-/// Shows the fingerprint, never the key.
+/// Shows names, serial and fingerprint, never the private key.
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let info = self.info();

@@ -1,12 +1,10 @@
-//! TLS as a mesh needs it: rustls configurations whose peers are SPIFFE identities instead of host
-//! names.
+//! TLS for a mesh: rustls configurations that verify peers by SPIFFE ID instead of host name.
 //!
-//! In: certificates, keys and roots (PEM or DER), and terms (ALPN, versions, whom to accept). Out:
-//! `rustls` configurations, the parsed identity of a peer, and errors that say what was expected
-//! and what was presented. [`provider`] is the only place of the project that names a crypto
-//! library.
+//! In: certificates, keys and roots (PEM or DER), and terms (ALPN, versions, accepted peers). Out:
+//! rustls configurations, the parsed identity of a peer, and errors that name what was expected and
+//! what was presented. Only [`provider`] names a crypto library.
 //!
-//! Must never import: anything that knows xDS or configuration (`proto`, `api`, `model`), any
+//! Must never import anything that knows xDS or configuration (`proto`, `api`, `model`), nor open a
 //! socket.
 
 mod certificate;

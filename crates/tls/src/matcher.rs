@@ -1,40 +1,41 @@
-//! Names that a peer's certificate must carry. Source: Envoy `SubjectAltNameMatcher`, Istio
-//! `subjectAltNames`.
+//! Matches the alternative names of a peer's certificate. Source: Envoy `SubjectAltNameMatcher`,
+//! Istio `subjectAltNames`.
 
 use std::fmt;
 
 use crate::{CertificateInfo, TlsError};
 
-/// Which kind of name is looked at.
+/// The kind of alternative name that a matcher compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SanKind {
     /// URI names.
     Uri,
     /// DNS names.
     Dns,
-    /// Addresses, in their usual spelling.
+    /// IP addresses in text form.
     Ip,
-    /// Any of them: Envoy's untyped `match_subject_alt_names`.
+    /// Names of any kind, as Envoy's untyped `match_subject_alt_names`.
     Any,
 }
 
-/// How a name is compared. Names are compared as they are, byte by byte; DNS names ignore case.
+/// How a name is compared: byte by byte, DNS names without regard to case.
 #[derive(Debug, Clone)]
 pub enum TextMatch {
-    /// The whole name. For DNS names, `*.example.com` in the certificate matches one label more.
+    /// The name equals the text. A wildcard DNS name in the certificate (`*.example.com`) matches
+    /// one more label.
     Exact(String),
-    /// How it begins.
+    /// The name begins with the text.
     Prefix(String),
-    /// How it ends.
+    /// The name ends with the text.
     Suffix(String),
-    /// What it holds.
+    /// The name contains the text.
     Contains(String),
-    /// A regular expression that matches the whole name; build it with [`TextMatch::regex`].
+    /// The regular expression matches the whole name. Created by [`TextMatch::regex`].
     Regex(Box<regex::Regex>),
 }
 
 impl TextMatch {
-    /// A regular expression over the whole name, as RE2's full match.
+    /// Compiles a regular expression that must match the whole name (RE2's full match).
     pub fn regex(pattern: &str) -> Result<Self, TlsError> {
         regex::RegexBuilder::new(&format!("^(?:{pattern})$"))
             .size_limit(1 << 20)
@@ -79,7 +80,7 @@ impl fmt::Display for TextMatch {
     }
 }
 
-/// One pattern; a certificate passes a list of them if any name matches any pattern.
+/// One matcher. A certificate satisfies a list of matchers if any of its names matches any of them.
 #[derive(Debug, Clone)]
 pub struct SanMatcher {
     kind: SanKind,
@@ -88,7 +89,7 @@ pub struct SanMatcher {
 }
 
 impl SanMatcher {
-    /// A pattern over one kind of names.
+    /// A matcher for names of one kind.
     pub fn new(kind: SanKind, text: TextMatch) -> Self {
         Self {
             kind,
@@ -97,12 +98,12 @@ impl SanMatcher {
         }
     }
 
-    /// Exactly this URI, byte by byte.
+    /// Matches exactly this URI.
     pub fn uri(uri: impl Into<String>) -> Self {
         Self::new(SanKind::Uri, TextMatch::Exact(uri.into()))
     }
 
-    /// Compare without regard to ASCII case (`ignore_case` of Envoy's StringMatcher).
+    /// Compares without regard to ASCII case (Envoy's `StringMatcher.ignore_case`).
     pub fn ignoring_case(mut self) -> Self {
         self.ignore_case = true;
         self

@@ -1,13 +1,15 @@
-//! Certificates and keys as text. Keys may be PKCS#8, PKCS#1 or SEC1: plug-in certificates come in
-//! all three.
+//! Reads and writes certificates and keys as PEM. Keys may be PKCS#8, PKCS#1 or SEC1, since plug-in
+//! CA certificates come in all three forms.
 
 use rustls_pki_types::pem::{Error as PemError, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::TlsError;
 
-/// All certificates of a PEM text, in order; other blocks are skipped. An error if there is none,
-/// or one is cut off.
+/// Parses all certificates of a PEM text, in order; other blocks are skipped.
+///
+/// # Errors
+/// When there is no certificate, or one is truncated.
 pub fn certificates_from_pem(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let certificates = CertificateDer::pem_slice_iter(text)
         .collect::<Result<Vec<_>, _>>()
@@ -18,7 +20,7 @@ pub fn certificates_from_pem(text: &[u8]) -> Result<Vec<CertificateDer<'static>>
     }
 }
 
-/// The first private key of a PEM text.
+/// Parses the first private key of a PEM text.
 pub fn key_from_pem(text: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_slice(text).map_err(|error| pem_error("private key", &error))
 }

@@ -1,4 +1,4 @@
-//! The one place that picks the crypto provider.
+//! Chooses the crypto provider for the whole project.
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,8 +12,8 @@ pub fn provider() -> Arc<CryptoProvider> {
         .clone()
 }
 
-/// Makes [`provider`] the process's default, for libraries that ask rustls for one. Every main
-/// calls it once; calling it again changes nothing.
+/// Makes [`provider`] the process default, for libraries that use rustls' default. Every `main`
+/// calls this once; further calls have no effect.
 pub fn install_default() {
     // The error only says that a default is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

@@ -1,4 +1,4 @@
-//! Named secrets that change under running connections.
+//! A store of named secrets that can be watched and change while connections are open.
 
 mod file;
 
@@ -10,22 +10,22 @@ use tokio::sync::watch;
 use crate::{Identity, TrustBundle};
 use file::FileName;
 
-/// The workload's own certificate, as Istio and Envoy name it over SDS.
+/// SDS name of the workload's own certificate. Source: Istio.
 pub const DEFAULT_SECRET: &str = "default";
-/// The roots of the mesh, as Istio and Envoy name them over SDS.
+/// SDS name of the mesh's roots. Source: Istio.
 pub const ROOT_SECRET: &str = "ROOTCA";
 
-/// What a name stands for. A gateway's `credentialName` may bring both.
+/// The value of a secret. A gateway's `credentialName` may hold both parts.
 #[derive(Debug, Clone, Default)]
 pub struct Secret {
-    /// Certificate and key.
+    /// Certificate chain and key.
     pub identity: Option<Identity>,
-    /// Roots.
+    /// Trusted roots.
     pub trust: Option<TrustBundle>,
 }
 
 impl Secret {
-    /// A secret that is a certificate and key.
+    /// A secret with a certificate and key only.
     pub fn identity(identity: Identity) -> Self {
         Self {
             identity: Some(identity),
@@ -33,7 +33,7 @@ impl Secret {
         }
     }
 
-    /// A secret that is roots.
+    /// A secret with roots only.
     pub fn trust(trust: TrustBundle) -> Self {
         Self {
             identity: None,
@@ -44,14 +44,14 @@ impl Secret {
 
 type Slot = watch::Sender<Option<Arc<Secret>>>;
 
-/// All secrets of a process. Cheap to clone; clones share their content. A name that nobody has set
-/// yet can be watched: that is how a listener waits for its certificate. Names of files
-/// (`file-root:PATH`, `file-cert:CERT~KEY`) are read when they are first asked for, and again by
+/// All secrets of a process. Cheap to clone; clones share their content. A name can be watched
+/// before it is set, which is how a listener waits for its certificate. Names that stand for files
+/// (`file-root:PATH`, `file-cert:CERT~KEY`) are read at their first use and again by
 /// [`SecretStore::refresh_files`].
 #[derive(Debug, Clone)]
 pub struct SecretStore {
     slots: Arc<RwLock<BTreeMap<String, Slot>>>,
-    /// Hashes of files that were read, by name.
+    /// Hash of the content by file name; `None` if the file could not be read yet.
     files: Arc<Mutex<BTreeMap<String, Option<u64>>>>,
     generation: watch::Sender<u64>,
 }
@@ -67,12 +67,12 @@ impl Default for SecretStore {
 }
 
 impl SecretStore {
-    /// Empty.
+    /// Creates an empty store.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Follows one name; `None` until it is set, and after it is removed.
+    /// Watches one name. The value is `None` until the secret is set and after it is removed.
     pub fn watch(&self, name: &str) -> watch::Receiver<Option<Arc<Secret>>> {
         self.read_file_once(name);
         if let Some(slot) = self.read().get(name) {
@@ -85,23 +85,23 @@ impl SecretStore {
             .subscribe()
     }
 
-    /// The current value.
+    /// The current value of a secret.
     pub fn get(&self, name: &str) -> Option<Arc<Secret>> {
         self.read_file_once(name);
         self.read().get(name).and_then(|slot| slot.borrow().clone())
     }
 
-    /// Sets or replaces a secret; watchers see it at once.
+    /// Sets or replaces a secret and wakes its watchers.
     pub fn set(&self, name: &str, secret: Secret) {
         self.put(name, Some(Arc::new(secret)));
     }
 
-    /// Takes a secret away; watchers see `None`.
+    /// Removes a secret; its watchers then see `None`.
     pub fn remove(&self, name: &str) {
         self.put(name, None);
     }
 
-    /// The names that are set, sorted.
+    /// Names of all secrets that are set, sorted.
     pub fn names(&self) -> Vec<String> {
         self.read()
             .iter()
@@ -110,13 +110,13 @@ impl SecretStore {
             .collect()
     }
 
-    /// A number that grows with every change of any secret, and can be awaited.
+    /// A counter of changes of any secret, which can be awaited.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
     }
 
-    /// Reads again the files that were asked for; those that changed are set. A file that cannot be
-    /// read keeps what it brought before.
+    /// Reads all used files again and sets the secrets of those that changed. A file that cannot be
+    /// read keeps its previous secret, with a warning.
     pub fn refresh_files(&self) {
         let names: Vec<String> = self
             .files
@@ -176,7 +176,7 @@ impl SecretStore {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Slot>> {
-        // A panic elsewhere leaves the map whole: no operation on it can stop half way.
+        // The lock may be poisoned, but no operation leaves the map half changed.
         self.slots.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_watch_that_came_first_sees_the_secret() {
+    fn a_watcher_sees_a_secret_that_is_set_later() {
         let store = SecretStore::new();
         let mut early = store.watch(DEFAULT_SECRET);
         let mut changes = store.changes();

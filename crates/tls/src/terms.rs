@@ -1,8 +1,8 @@
-//! What both ends of a TLS connection are asked for, as values without any TLS library in them.
+//! The settings of both ends of a TLS connection, as values without a TLS library.
 
 use crate::SanMatcher;
 
-/// Protocol versions that exist here; older ones are refused on both sides.
+/// Supported protocol versions. Older versions are refused on both sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TlsVersion {
     /// TLS 1.2.
@@ -11,61 +11,63 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// Whether a server asks its clients for a certificate.
+/// Whether a server requests client certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum ClientAuth {
-    /// Not asked (SIMPLE).
+    /// No certificate is requested (SIMPLE).
     #[default]
     None,
-    /// Asked; none is welcome too, a wrong one is not (OPTIONAL_MUTUAL).
+    /// A certificate is requested. Clients may send none, but an invalid one is refused
+    /// (OPTIONAL_MUTUAL).
     Optional,
-    /// Asked, and no connection without (MUTUAL, ISTIO_MUTUAL).
+    /// A valid certificate is required (MUTUAL, ISTIO_MUTUAL).
     Required,
 }
 
-/// What a client's certificate must be, beyond a chain to a root, the time and the key usage.
+/// The rule for client certificates, beyond chain, validity and key usage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum PeerRule {
-    /// A mesh identity: exactly one URI name, a SPIFFE identity of a trust domain with roots.
+    /// The certificate has exactly one URI name, a SPIFFE ID of a trust domain with roots.
     #[default]
     Spiffe,
-    /// Any certificate under the roots.
+    /// Any certificate with a chain to the roots.
     Chain,
 }
 
-/// What a server's certificate must be.
+/// The rule for server certificates.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub enum ServerRule {
-    /// A mesh identity, as [`PeerRule::Spiffe`].
+    /// The same as [`PeerRule::Spiffe`].
     #[default]
     Spiffe,
-    /// Valid for this host name or address (SIMPLE and MUTUAL towards the outside).
+    /// The certificate is valid for this host name or address (SIMPLE and MUTUAL to outside
+    /// servers).
     Host(String),
-    /// Any certificate under the roots; the names to match decide (Envoy without automatic SAN
-    /// validation).
+    /// Any certificate with a chain to the roots; only the SAN matchers decide (Envoy without
+    /// `auto_san_validation`).
     Chain,
-    /// Anything at all (`insecureSkipVerify`, or a cluster without validation context).
+    /// Any certificate, without verification (`insecureSkipVerify`, or a cluster without a
+    /// validation context).
     Insecure,
 }
 
-/// Which of the provider's algorithms may be used, by their IANA numbers; an empty list: all of
-/// them.
+/// The allowed algorithms by IANA number. An empty list allows all algorithms of the provider.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Algorithms {
-    /// Cipher suites of TLS 1.2. Those of TLS 1.3 are not chosen by anybody.
+    /// Cipher suites of TLS 1.2. The suites of TLS 1.3 cannot be configured.
     pub tls12_suites: Box<[u16]>,
-    /// Key exchange groups, most wanted first.
+    /// Key exchange groups, in order of preference.
     pub groups: Box<[u16]>,
 }
 
-/// A server's side of a connection.
+/// Settings of a server.
 #[derive(Debug, Clone, Default)]
 pub struct ServerTerms {
-    /// In the server's order of preference; empty: no ALPN.
+    /// ALPN protocols in order of preference; empty turns ALPN off.
     pub alpn: Vec<String>,
-    /// Whether clients show a certificate.
+    /// Whether client certificates are requested.
     pub client_auth: ClientAuth,
-    /// What the certificate must be.
+    /// The rule for client certificates.
     pub rule: PeerRule,
     /// One of these must match; empty: any name.
     pub san: Vec<SanMatcher>,
@@ -77,15 +79,15 @@ pub struct ServerTerms {
     pub algorithms: Algorithms,
 }
 
-/// A client's side of a connection.
+/// Settings of a client.
 #[derive(Debug, Clone, Default)]
 pub struct ClientTerms {
-    /// What is offered; empty: no ALPN.
+    /// Offered ALPN protocols; empty turns ALPN off.
     pub alpn: Vec<String>,
-    /// Whether a server name is sent at all. Which one is said at connect time (rustls
-    /// `ServerName`); addresses are never sent.
+    /// Whether to leave SNI out. The name itself is given at connect time (rustls `ServerName`); IP
+    /// addresses are never sent.
     pub no_sni: bool,
-    /// What the server's certificate must be.
+    /// The rule for the server's certificate.
     pub rule: ServerRule,
     /// One of these must match; empty: any name.
     pub san: Vec<SanMatcher>,

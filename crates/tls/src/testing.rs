@@ -1,4 +1,4 @@
-//! Certificates for the tests of this crate, right ones and wrong ones.
+//! Valid and invalid certificates for the tests of this crate.
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
@@ -14,7 +14,7 @@ pub(crate) struct Authority {
     pub(crate) pem: String,
 }
 
-/// How a leaf shall look; the default is a right one but for its names.
+/// The content of a leaf. The default is valid but has no names.
 pub(crate) struct LeafSpec<'a> {
     pub(crate) uris: &'a [&'a str],
     pub(crate) dns: &'a [&'a str],
@@ -71,7 +71,7 @@ impl Authority {
             .expect("own leaf")
     }
 
-    /// Also for certificates that make no [`Identity`].
+    /// Signs a leaf, also one that is not a valid [`Identity`].
     pub(crate) fn sign(&self, spec: LeafSpec<'_>) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().expect("key");
         let mut params = CertificateParams::default();

@@ -1,4 +1,4 @@
-//! Whom we believe: root certificates, by trust domain or for any, and revocation lists.
+//! Trusted roots, per trust domain or for all domains, and certificate revocation lists.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -11,7 +11,7 @@ use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use crate::{TlsError, certificates_from_pem, certificates_to_pem, sha256_hex};
 
-/// Where distributions keep the bundle of public authorities.
+/// Paths at which Linux distributions keep the public roots.
 const SYSTEM_BUNDLES: &[&str] = &[
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -19,8 +19,8 @@ const SYSTEM_BUNDLES: &[&str] = &[
     "/etc/ssl/cert.pem",
 ];
 
-/// Roots. A SPIFFE identity is verified with the roots of its own trust domain; the roots for any
-/// domain stand in where that domain has none of its own. Cheap to clone.
+/// Trusted roots. A SPIFFE ID is verified with the roots of its trust domain, or with the roots for
+/// any domain if that domain has none of its own. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct TrustBundle {
     inner: Arc<Inner>,
@@ -59,8 +59,8 @@ impl Roots {
 }
 
 impl TrustBundle {
-    /// Roots for any trust domain: what a validation context with `trusted_ca` means. Which domains
-    /// are welcome is then said by the names to match.
+    /// Roots for any trust domain, as Envoy's `trusted_ca`. SAN matchers then restrict the accepted
+    /// domains.
     pub fn from_pem(roots: &[u8]) -> Result<Self, TlsError> {
         Ok(Self {
             inner: Arc::new(Inner {
@@ -70,21 +70,23 @@ impl TrustBundle {
         })
     }
 
-    /// Roots of one trust domain; peers of all others are refused.
+    /// Roots of one trust domain. Peers of other domains are refused.
     pub fn for_domain(domain: TrustDomain, roots: &[u8]) -> Result<Self, TlsError> {
         Self::default().with_domain(domain, roots)
     }
 
-    /// Adds, or replaces, the roots of a trust domain (federation).
+    /// Adds or replaces the roots of a trust domain (federation).
     pub fn with_domain(mut self, domain: TrustDomain, roots: &[u8]) -> Result<Self, TlsError> {
         let roots = Roots::from_pem(roots)?;
         Arc::make_mut(&mut self.inner).domains.insert(domain, roots);
         Ok(self)
     }
 
-    /// Adds revocation lists. From then on every certificate of a chain needs a list of its issuer
-    /// that is not out of date: unknown means revoked. A list that cannot be read is an error, and
-    /// the bundle must not be used without it.
+    /// Adds revocation lists. From then on, every certificate of a chain needs a current list of
+    /// its issuer; a certificate of unknown status is refused.
+    ///
+    /// # Errors
+    /// When a list cannot be parsed. Do not use the bundle without it.
     pub fn with_crls(mut self, pem: &[u8]) -> Result<Self, TlsError> {
         let crls = CertificateRevocationListDer::pem_slice_iter(pem)
             .map(|der| {
@@ -103,7 +105,7 @@ impl TrustBundle {
         Ok(self)
     }
 
-    /// The public authorities as Mozilla lists them, compiled in.
+    /// Mozilla's public roots, compiled in.
     pub fn web_pki() -> Self {
         let anchors = webpki_roots::TLS_SERVER_ROOTS.to_vec();
         Self {
@@ -117,7 +119,7 @@ impl TrustBundle {
         }
     }
 
-    /// The machine's public authorities (`SSL_CERT_FILE` or the distribution's bundle), else
+    /// The machine's public roots (`SSL_CERT_FILE`, or the distribution's bundle), else
     /// [`TrustBundle::web_pki`]. Reads a file.
     pub fn system() -> Self {
         let named = std::env::var("SSL_CERT_FILE").ok();
@@ -128,8 +130,8 @@ impl TrustBundle {
             .filter_map(|path| std::fs::read(path).ok());
 
         for text in texts {
-            // Distributions ship roots that webpki cannot read; one of them must not take the
-            // others away.
+            // Distributions ship some roots that webpki cannot parse: skip those and keep the
+            // others.
             let read = CertificateDer::pem_slice_iter(&text)
                 .filter_map(Result::ok)
                 .filter_map(|certificate| {
@@ -156,7 +158,7 @@ impl TrustBundle {
         Self::web_pki()
     }
 
-    /// Whether nobody can be verified.
+    /// Whether there are no roots, so that no peer can be verified.
     pub fn is_empty(&self) -> bool {
         self.inner.any.anchors.is_empty()
             && self
@@ -166,7 +168,7 @@ impl TrustBundle {
                 .all(|roots| roots.anchors.is_empty())
     }
 
-    /// The roots for identities of a trust domain; empty if it is not trusted at all.
+    /// The roots that verify SPIFFE IDs of a trust domain; empty if the domain is not trusted.
     pub fn anchors_for(&self, domain: &TrustDomain) -> &[TrustAnchor<'static>] {
         &self
             .inner
@@ -176,7 +178,7 @@ impl TrustBundle {
             .anchors
     }
 
-    /// All roots, for peers that are verified by host name.
+    /// All roots, for peers that are not verified by trust domain.
     pub fn all_anchors(&self) -> Vec<TrustAnchor<'static>> {
         let domains = self
             .inner
@@ -193,7 +195,7 @@ impl TrustBundle {
             .collect()
     }
 
-    /// The trust domains with roots of their own, `any` if roots are bound to none; for messages.
+    /// The trust domains with roots, and `any` if there are roots for any domain; for messages.
     pub fn domains(&self) -> String {
         let mut names: Vec<&str> = self.inner.domains.keys().map(TrustDomain::as_str).collect();
         if !self.inner.any.anchors.is_empty() {

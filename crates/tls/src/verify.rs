@@ -1,7 +1,7 @@
-//! The verifiers: webpki for chain, time and usage, our own rules for names.
+//! Certificate verifiers: webpki checks chain, validity and key usage; this module checks names.
 //!
-//! Names are never taken from the subject, and a chain is only verified against the roots of the
-//! trust domain that the leaf claims: an authority of one domain cannot speak for another.
+//! Names are never taken from the subject. A chain is verified only against the roots of the trust
+//! domain that the leaf claims, so a CA of one domain cannot issue identities of another.
 
 use std::time::SystemTime;
 
@@ -19,25 +19,24 @@ use crate::{
     CertificateInfo, ClientAuth, PeerError, PeerRule, SanMatcher, ServerRule, TrustBundle, info_of,
 };
 
-/// More than this is no chain but an attempt to make us work. Istio's deepest layout is root, two
-/// intermediates and leaf.
+/// Maximum number of certificates in a chain, since each costs a signature verification. Istio's
+/// longest chain is root, two intermediates and leaf.
 const MAX_CHAIN: usize = 10;
 
-/// Which side of the connection the verified certificate is on.
+/// The side of the connection that presented the certificate.
 #[derive(Debug, Clone, Copy)]
 enum Side {
     Client,
     Server,
 }
 
-/// Chain and names; shared by both directions.
+/// The checks that client and server verifiers share.
 #[derive(Debug)]
 struct Rules {
     trust: TrustBundle,
     san: Vec<SanMatcher>,
     algorithms: WebPkiSupportedAlgorithms,
-    /// Every root, for rules that do not look at trust domains: put together once, not for each
-    /// handshake.
+    /// All roots, for rules without trust domains. Collected once instead of for each handshake.
     all: Vec<TrustAnchor<'static>>,
 }
 
@@ -57,6 +56,7 @@ impl Rules {
         }
     }
 
+    /// Verifies a certificate by its SPIFFE ID: roots of its trust domain, then SAN matchers.
     fn spiffe(
         &self,
         side: Side,
@@ -88,6 +88,7 @@ impl Rules {
         self.names(&info)
     }
 
+    /// Verifies a certificate against all roots, then the SAN matchers.
     fn any(
         &self,
         side: Side,
@@ -215,7 +216,7 @@ fn refusal(side: Side, info: &CertificateInfo, domain: &str, error: &webpki::Err
     }
 }
 
-/// Judges clients.
+/// Verifies client certificates.
 #[derive(Debug)]
 pub(crate) struct ClientVerifier {
     rules: Rules,
@@ -259,8 +260,7 @@ impl ClientCertVerifier for ClientVerifier {
         self.auth == ClientAuth::Required
     }
 
-    // No hints: they would tell an unauthenticated client which authorities there are, and cost
-    // bytes.
+    // No hints: they would reveal our CAs to unauthenticated clients, and cost bytes.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -298,7 +298,7 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// Judges servers.
+/// Verifies server certificates.
 #[derive(Debug)]
 pub(crate) struct ServerVerifier {
     rules: Rules,
@@ -347,8 +347,7 @@ impl ServerCertVerifier for ServerVerifier {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        // The name that is sent as SNI is a routing hint in a mesh, not an identity; the rule says
-        // what counts.
+        // SNI is only a routing hint in a mesh. The rule names the identity to verify.
         _server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
         now: UnixTime,
@@ -380,7 +379,7 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// Verifies a workload's chain, leaf first, as a peer would: for both sides of a connection.
+/// Verifies a workload's chain (leaf first) as its peers will, for both sides of a connection.
 pub fn verify_workload(
     chain: &[CertificateDer<'_>],
     trust: &TrustBundle,

@@ -1,17 +1,16 @@
-//! The header `x-forwarded-client-cert`, and distinguished names as it spells them. Source: Envoy,
-//! RFC 2253.
+//! Renders the header `x-forwarded-client-cert` (source: Envoy) and distinguished names (RFC 2253).
 
 use x509_parser::x509::X509Name;
 
-/// Which parts of an element are written; `By` (where known) and `Hash` always are.
+/// The optional parts of an element. `Hash`, and `By` if known, are always written.
 /// Source: Envoy `set_current_client_cert_details`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct XfccFields {
     /// `Subject="..."`.
     pub subject: bool,
-    /// `URI=...`, once a name.
+    /// `URI=...`, one for each URI name.
     pub uri: bool,
-    /// `DNS=...`, once a name.
+    /// `DNS=...`, one for each DNS name.
     pub dns: bool,
 }
 
@@ -63,7 +62,7 @@ pub fn xfcc_element(local: Option<&str>, peer: XfccPeer<'_>, fields: XfccFields)
     parts.join(";")
 }
 
-/// A value with a separator in it is quoted, so that no name of a peer can add a field or an
+/// Quotes a value that contains a separator, so that a peer's name cannot add a field or an
 /// element.
 fn plain(value: &str) -> String {
     match value.contains([',', ';', '=', '"', '\\']) {
@@ -72,7 +71,8 @@ fn plain(value: &str) -> String {
     }
 }
 
-/// Most significant part last, separated by commas, special characters escaped.
+/// Formats a distinguished name: most significant part last, separated by commas, special
+/// characters escaped.
 pub(crate) fn rfc2253(name: &X509Name<'_>) -> String {
     let sets: Vec<String> = name
         .iter_rdn()
@@ -117,7 +117,7 @@ fn escape(value: &str) -> String {
             ',' | '+' | '"' | '\\' | '<' | '>' | ';' => out.extend(['\\', c]),
             '#' if position == 0 => out.push_str("\\#"),
             ' ' if position == 0 || position == last => out.push_str("\\ "),
-            // No control character may reach a header.
+            // Control characters are not allowed in a header.
             c if c.is_control() => c
                 .to_string()
                 .bytes()
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn an_element_names_both_sides() {
+    fn an_element_has_the_identities_of_both_sides() {
         let authority = Authority::new("cluster.local");
         let leaf = authority.leaf(LeafSpec {
             uris: &["spiffe://cluster.local/ns/a/sa/b"],

@@ -1,5 +1,5 @@
-//! Secrets that are files, under the names that Istio's agent serves: `file-root:system`,
-//! `file-root:PATH`, `file-cert:CERT~KEY`.
+//! Secrets in files, under the SDS names of Istio's agent: `file-root:system`, `file-root:PATH`,
+//! `file-cert:CERT~KEY`.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,17 +10,17 @@ use crate::{Identity, TrustBundle};
 
 const SYSTEM: &str = "system";
 
-/// What such a name stands for.
+/// A parsed file name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FileName<'a> {
-    /// Roots: the system's, or a PEM file.
+    /// Roots: `system`, or the path of a PEM file.
     Root(&'a str),
     /// A certificate chain and its key, both PEM files.
     Certificate(&'a str, &'a str),
 }
 
 impl<'a> FileName<'a> {
-    /// `None` for every other name.
+    /// Parses a secret's name; `None` if it does not stand for a file.
     pub(super) fn of(name: &'a str) -> Option<Self> {
         if let Some(path) = name.strip_prefix("file-root:") {
             return Some(Self::Root(path));
@@ -29,7 +29,8 @@ impl<'a> FileName<'a> {
         Some(Self::Certificate(certificate, key))
     }
 
-    /// Reads it, unless its bytes are those of `before`. The error names the file.
+    /// Reads the files and returns the secret with a hash of the content; `None` if the hash equals
+    /// `before`. The error names the file.
     pub(super) fn read(self, before: Option<u64>) -> Result<Option<(Secret, u64)>, String> {
         let file =
             |path: &str| fs::read(path).map_err(|error: io::Error| format!("{path}: {error}"));
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_istios() {
+    fn istios_file_names_are_parsed() {
         assert_eq!(
             FileName::of("file-root:system"),
             Some(FileName::Root("system"))
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_once_until_it_changes_and_errors_name_it() {
+    fn an_unchanged_file_is_skipped_and_errors_name_the_file() {
         let (_, first) = FileName::of("file-root:system")
             .expect("a name")
             .read(None)
