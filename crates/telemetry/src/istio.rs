@@ -1,5 +1,5 @@
-//! Istio's standard metrics: names, labels and the series that a request or connection adds to.
-//! Source: Istio "Standard Metrics"; label order is that of Istio's own exposition.
+//! Istio's standard metrics: names, labels, and the series of a request or connection. Source:
+//! Istio "Standard Metrics"; labels are in the order of Istio's own output.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub const HELP: &[(&str, &str)] = &[
     ),
 ];
 
-/// Which side of the call this proxy is on.
+/// The side of the call that reports a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reporter {
     /// The client's proxy.
@@ -60,14 +60,14 @@ impl Reporter {
     }
 }
 
-/// What is known of one side of a call; what is not known is `unknown`.
+/// Labels of one side of a call. Unknown values are `unknown`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Peer {
     /// Workload (Deployment) name.
     pub workload: Arc<str>,
     /// Namespace of the workload.
     pub namespace: Arc<str>,
-    /// SPIFFE identity without trust in it unless mutual TLS proved it.
+    /// SPIFFE ID; authenticated only if `connection_security_policy` is `mutual_tls`.
     pub principal: Arc<str>,
     /// Label `app`.
     pub app: Arc<str>,
@@ -82,7 +82,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// A peer of which nothing is known.
+    /// A peer with all labels `unknown`.
     pub fn unknown() -> Self {
         let unknown: Arc<str> = Arc::from("unknown");
         Self {
@@ -235,8 +235,8 @@ impl HttpLabels {
     }
 }
 
-/// The series one finished request adds to. Resolve once per label set and worker, then
-/// [`HttpSeries::record`].
+/// The series of HTTP requests with the same labels. Resolve them once per label set and worker,
+/// then call [`HttpSeries::record`] for each request.
 #[derive(Debug)]
 pub struct HttpSeries {
     requests: Arc<Counter>,
@@ -247,7 +247,7 @@ pub struct HttpSeries {
 }
 
 impl HttpSeries {
-    /// Looks the series up in a worker's shard; a cold call.
+    /// Looks the series up in a worker's shard. Slow: takes a lock and hashes all labels.
     pub fn resolve(shard: &Shard, labels: &HttpLabels) -> Self {
         let set = labels.label_set();
         Self {
@@ -273,7 +273,7 @@ impl HttpSeries {
         self.response_bytes.record(response_bytes as f64);
     }
 
-    /// Adds gRPC messages; without effect for other requests.
+    /// Adds gRPC messages. Does nothing for other requests.
     pub fn record_messages(&self, requests: u64, responses: u64) {
         if let Some((request_counter, response_counter)) = &self.messages {
             request_counter.add(requests);
@@ -282,7 +282,7 @@ impl HttpSeries {
     }
 }
 
-/// The series one TCP connection adds to.
+/// The series of TCP connections with the same labels.
 #[derive(Debug)]
 pub struct TcpSeries {
     /// Connections opened.

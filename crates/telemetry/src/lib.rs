@@ -1,12 +1,12 @@
-//! What a proxy tells about its traffic: metrics with a series budget, Istio's standard labels, and
-//! the sink that log lines go to (what stands in a line is `filters::format`'s).
+//! Telemetry of the proxy: metrics with a limit on series, Istio's standard labels, and the sink
+//! for access-log lines (`filters::format` renders the lines).
 //!
-//! In: facts about finished requests and connections, as plain values. Out: Prometheus text and
-//! files of lines. Nothing here knows of sockets, filters or configuration; the data path resolves
-//! a series once and then only adds to it.
+//! In: data of finished requests and connections, as plain values. Out: Prometheus text and log
+//! files. This crate knows no sockets, filters or configuration. The data path looks a series up
+//! once and then only adds to it.
 //!
-//! Each worker owns a [`Shard`]: it alone writes there, so a record is a handful of plain loads and
-//! stores. A scrape adds the shards up.
+//! Each worker writes to its own [`Shard`] only, so recording needs plain loads and stores. A
+//! scrape adds the shards up.
 
 pub mod istio;
 pub mod metrics;

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Upper bounds of Envoy's default histogram buckets; Istio uses them for milliseconds and bytes
-/// alike.
+/// Upper bounds of the histogram buckets. They are Envoy's defaults, which Istio uses for
+/// milliseconds and for bytes.
 pub const BUCKETS: [f64; 19] = [
     0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 30000.0,
     60000.0, 300000.0, 600000.0, 1800000.0, 3600000.0,
 ];
 
-/// A number that only grows. One thread adds, any thread reads.
+/// A number that only grows. One thread adds, any thread may read.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -21,12 +21,13 @@ impl Counter {
         self.add(1);
     }
 
-    /// Adds `n`. Shards have one writer, so no locked instruction is needed.
+    /// Adds `n`, if no other thread adds. Cheaper than [`Counter::add_shared`], since it needs no
+    /// atomic read-modify-write.
     pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
     }
 
-    /// Adds `n` where several threads may write.
+    /// Adds `n`; several threads may add at the same time.
     pub fn add_shared(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);
     }
@@ -58,7 +59,7 @@ impl Gauge {
     }
 }
 
-/// A distribution over [`BUCKETS`]. One thread records, any thread reads.
+/// A distribution over [`BUCKETS`]. One thread records, any thread may read.
 #[derive(Debug)]
 pub struct Histogram {
     counts: [AtomicU64; BUCKETS.len() + 1],
@@ -87,8 +88,8 @@ impl Histogram {
         self.sum.store(sum.to_bits(), Relaxed);
     }
 
-    /// Counts per bucket (not cumulative; the last is beyond every bound) and the sum of all
-    /// values.
+    /// The count of each bucket (not cumulative; the last bucket is above all bounds) and the sum
+    /// of all values.
     pub fn read(&self) -> ([u64; BUCKETS.len() + 1], f64) {
         (
             std::array::from_fn(|i| self.counts[i].load(Relaxed)),
@@ -97,7 +98,7 @@ impl Histogram {
     }
 }
 
-/// What kind of series a family holds.
+/// The type of a metric family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Only grows.
@@ -108,11 +109,11 @@ pub enum Kind {
     Histogram,
 }
 
-/// How many series a registry may hold. Beyond it, new label sets fold into one series a family
-/// whose label values are all `other`, so that random paths or hosts cannot grow memory.
+/// The limit on series. Beyond it, new label sets of a family share one series whose label values
+/// are all `other`, so that random paths or hosts cannot exhaust the memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
-    /// Series in one shard; default 4,000.
+    /// Maximum number of series in one shard. Default 4,000.
     pub series: usize,
 }
 
@@ -122,7 +123,7 @@ impl Default for Budget {
     }
 }
 
-/// Label names and values, in the order in which they are printed.
+/// Label names and values, in the order of the output.
 pub type LabelSet = Vec<(&'static str, Arc<str>)>;
 
 #[derive(Debug, Clone)]
@@ -138,14 +139,14 @@ struct Table {
     folded: u64,
 }
 
-/// One worker's share of every series.
+/// The series of one worker.
 #[derive(Debug)]
 pub struct Shard {
     budget: Budget,
     table: Mutex<Table>,
 }
 
-/// A panicking scrape must not stop the workers: the table stays usable.
+/// Locks, ignoring poison: a panic in a scrape must not stop the workers.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -173,12 +174,12 @@ impl Shard {
             .clone()
     }
 
-    /// The counter of this family with these labels; made if it is new. A cold call: keep what it
-    /// returns.
+    /// Returns the counter of this family with these labels, creating it if necessary. Slow: keep
+    /// the result.
     pub fn counter(&self, family: &'static str, labels: LabelSet) -> Arc<Counter> {
         match self.cell(family, labels, || Cell::Counter(Arc::default())) {
             Cell::Counter(counter) => counter,
-            // A family name with two kinds is a programming error; its values go nowhere.
+            // Two types under one family name are a programming error; the values are lost.
             _ => Arc::default(),
         }
     }
@@ -200,7 +201,7 @@ impl Shard {
     }
 }
 
-/// One series as a scrape sees it, added up over the shards.
+/// The value of one series, added up over the shards.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Sample {
     /// A counter's value.
@@ -219,7 +220,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// A registry whose shards each hold to `budget`.
+    /// Creates a registry; `budget` applies to each shard.
     pub fn new(budget: Budget) -> Self {
         Self {
             budget,
@@ -227,7 +228,7 @@ impl Registry {
         }
     }
 
-    /// A new shard, for one worker.
+    /// Creates a shard for one worker.
     pub fn shard(&self) -> Arc<Shard> {
         let shard = Arc::new(Shard {
             budget: self.budget,
@@ -237,7 +238,7 @@ impl Registry {
         shard
     }
 
-    /// Every series, sorted by family and labels.
+    /// All series, sorted by family and labels.
     pub fn gather(&self) -> Vec<(&'static str, LabelSet, Sample)> {
         let mut merged: HashMap<(&'static str, LabelSet), Sample> = HashMap::new();
         for shard in lock(&self.shards).iter() {
@@ -270,7 +271,7 @@ impl Registry {
         all
     }
 
-    /// How many label sets were folded into `other`.
+    /// Number of lookups that were folded into `other`.
     pub fn folded(&self) -> u64 {
         lock(&self.shards)
             .iter()

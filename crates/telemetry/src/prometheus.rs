@@ -1,13 +1,13 @@
-//! Prometheus text exposition format 0.0.4.
+//! Renders metrics in Prometheus text format 0.0.4.
 
 use std::fmt::Write;
 
 use crate::metrics::{BUCKETS, Kind, LabelSet, Registry, Sample};
 
-/// Content type of [`encode`]'s text.
+/// Content type of the text that [`encode`] returns.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Everything in the registry. Families without an entry in `help` carry no HELP line.
+/// Renders all metrics of the registry. Families without an entry in `help` get no HELP line.
 pub fn encode(registry: &Registry, help: &[(&str, &str)]) -> String {
     let mut out = String::new();
     let mut last = "";
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_what_prometheus_parses() {
+    fn labels_are_escaped_and_buckets_are_cumulative() {
         let registry = Registry::default();
         let shard = registry.shard();
         shard

@@ -1,5 +1,5 @@
-//! Where log lines go: one writer thread a file, fed by the workers' buffers, never the other way
-//! round.
+//! The sink for access-log lines: one writer thread per file. Workers hand it full buffers and
+//! never wait for it; if the disk is too slow, lines are dropped and counted.
 
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
@@ -10,14 +10,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 
-/// A worker hands its lines over at this size, or when it calls [`LogWriter::flush`].
+/// Size in bytes at which a worker hands its buffer over, if [`LogWriter::flush`] does not do so
+/// earlier.
 const CHUNK: usize = 64 * 1024;
-/// Chunks in flight; beyond it lines are dropped and counted, the traffic goes on.
+/// Maximum number of buffers in flight. Further lines are dropped and counted.
 const QUEUE: usize = 64;
-/// What a buffer has room for when its first line comes; then twice that, and so on.
-const FIRST: usize = 8 * 1024;
+/// Initial capacity of a buffer in bytes.
+const INITIAL_CAPACITY: usize = 8 * 1024;
 
-/// A file, or standard output, that any number of workers write lines to.
+/// A log file or stream that any number of workers write to.
 #[derive(Debug, Clone)]
 pub struct LogSink {
     chunks: SyncSender<Vec<u8>>,
@@ -25,7 +26,7 @@ pub struct LogSink {
 }
 
 impl LogSink {
-    /// Opens a path for appending; `/dev/stdout` and `/dev/stderr` are the process's own streams.
+    /// Opens a file for appending. `/dev/stdout` and `/dev/stderr` mean the process's own streams.
     pub fn open(path: &str) -> io::Result<Self> {
         let stream: Box<dyn Write + Send> = match path {
             "/dev/stdout" => Box::new(io::stdout()),
@@ -35,7 +36,7 @@ impl LogSink {
         Self::to(stream)
     }
 
-    /// Writes to a stream of the caller's.
+    /// Creates a sink that writes to the given stream.
     pub fn to(stream: Box<dyn Write + Send>) -> io::Result<Self> {
         let (chunks, receiver) = sync_channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
@@ -46,7 +47,7 @@ impl LogSink {
         Ok(Self { chunks, dropped })
     }
 
-    /// A worker's own buffer in front of the sink.
+    /// Creates the buffer of one worker.
     pub fn writer(&self) -> LogWriter {
         LogWriter {
             sink: self.clone(),
@@ -54,7 +55,7 @@ impl LogSink {
         }
     }
 
-    /// Lines lost since the start, because the disk was full or slower than the traffic.
+    /// Number of lines lost because the disk was full or too slow.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Relaxed)
     }
@@ -88,7 +89,7 @@ fn drain(chunks: &Receiver<Vec<u8>>, mut stream: Box<dyn Write + Send>, dropped:
     }
 }
 
-/// One worker's buffer; not shared between threads.
+/// The buffer of one worker. Not shared between threads.
 #[derive(Debug)]
 pub struct LogWriter {
     sink: LogSink,
@@ -96,11 +97,11 @@ pub struct LogWriter {
 }
 
 impl LogWriter {
-    /// Lets `line` append to the buffer, and hands the buffer over once it is full.
+    /// Calls `line` to append to the buffer, and hands the buffer over when it is full.
     pub fn write(&self, line: impl FnOnce(&mut Vec<u8>)) {
         let mut buffer = self.buffer.borrow_mut();
         if buffer.capacity() == 0 {
-            buffer.reserve(FIRST);
+            buffer.reserve(INITIAL_CAPACITY);
         }
         line(&mut buffer);
         if buffer.len() >= CHUNK {
@@ -108,8 +109,8 @@ impl LogWriter {
         }
     }
 
-    /// Hands over what there is. Workers call it between turns, every 50 ms or so, and before they
-    /// end.
+    /// Hands the buffer over if it is not empty. Workers call this about every 50 ms and before
+    /// they end.
     pub fn flush(&self) {
         let mut buffer = self.buffer.borrow_mut();
         if !buffer.is_empty() {
