@@ -19,7 +19,6 @@ const TO_CUT: &str = "decides in too many steps; to be cut";
 /// Functions of [`LIMIT`] lines or more: the file or folder below `crates`, the name, and why the
 /// function may be as long.
 const LONG: &[(&str, &str, &str)] = &[
-    ("agent/src/sidecar.rs", "run", WIRING),
     ("api/src/document.rs", "read_object", TO_CUT),
     ("api/src/validate/gateway.rs", "check_tls", TABLE),
     ("api/src/validate/security.rs", "check_rule", TABLE),
@@ -38,23 +37,19 @@ const LONG: &[(&str, &str, &str)] = &[
         "check_fault",
         TABLE,
     ),
-    ("cli/src/objects.rs", "get", WIRING),
     ("control/src/http.rs", "answer", TABLE),
     ("control/src/metrics.rs", "encode", TABLE),
     ("control/src/run.rs", "start", WIRING),
     ("filters/src/filter/ext_authz/compile.rs", "compile", TABLE),
     ("filters/src/format/parse.rs", "operator", TABLE),
-    ("meltemi/src/roles/sidecar.rs", "sidecar", WIRING),
     ("model/src/analyze/selectors.rs", "analyze", TABLE),
     ("model/src/analyze/unsupported.rs", "analyze", TABLE),
     ("model/src/snapshot/services.rs", "build", TO_CUT),
-    ("node/src/node.rs", "serve", WIRING),
     ("proto/src/json.rs", "own_files", TABLE),
     ("proxy/src", "answer", TABLE),
     ("proxy/src", "fact", TABLE),
     ("proxy-config/src/chain_match.rs", "insert", TO_CUT),
     ("proxy-config/src/http/compile.rs", "check_fields", TABLE),
-    ("redirect/src/plan.rs", "rules", TABLE),
 ];
 
 /// Remembers which entries of [`LONG`] were needed, so that the list cannot outlive its functions.
