@@ -1,9 +1,9 @@
-//! Exponential delays with full jitter between attempts to connect.
+//! Exponential back-off with jitter between attempts to connect.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-/// The bounds of the delay between two attempts. Default: 100 ms to 5 s.
+/// Limits of the delay between two attempts. Default: 100 ms to 5 s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     /// Upper bound of the first delay.
@@ -22,8 +22,8 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The delay before attempt `failures` (1 after the first failure), between half of the bound
-    /// and the bound; `random` picks the point in between.
+    /// The delay after `failures` failures in a row (1 or more): a random value between half of a
+    /// bound and the bound, which doubles with each failure.
     pub fn delay(&self, failures: u32, random: u64) -> Duration {
         let doubled = self
             .first
@@ -37,7 +37,7 @@ impl Backoff {
     }
 }
 
-/// Randomness good enough to keep clients from knocking in step; no use for secrets.
+/// A random number that keeps clients from reconnecting in step. Not for secrets.
 pub(crate) fn jitter() -> u64 {
     RandomState::new().build_hasher().finish()
 }

@@ -23,20 +23,20 @@ use crate::backoff::{Backoff, jitter};
 use crate::{MAX_MESSAGE_BYTES, Variant};
 use session::{ClientRequest, ClientResponse, ClientSession, Received};
 
-/// Why a connector gave up; any error will do.
+/// The error of a connector; any error type will do.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a client wants of one type.
+/// The resources of one type that a client subscribes to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Subscription {
-    /// Everything the server has for this client.
+    /// Subscribe to all resources that the server has for this client.
     pub wildcard: bool,
-    /// Resources by name, beside the wildcard or instead of it.
+    /// Resources subscribed by name, beside the wildcard or instead of it.
     pub names: BTreeSet<String>,
 }
 
 impl Subscription {
-    /// Everything.
+    /// Subscribes to all resources of the type.
     pub fn wildcard() -> Self {
         Self {
             wildcard: true,
@@ -44,7 +44,8 @@ impl Subscription {
         }
     }
 
-    /// These names only; none at first is allowed, the type is then announced with its first name.
+    /// Subscribes to these names only. The list may be empty; the type is then announced with its
+    /// first name.
     pub fn names<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
         Self {
             wildcard: false,
@@ -57,57 +58,60 @@ impl Subscription {
     }
 }
 
-/// A resource as it came.
+/// A received resource.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NamedResource {
-    /// Its name; in the state-of-the-world variant read from the message.
+    /// Name of the resource; in the state-of-the-world variant read from the message.
     pub name: String,
-    /// Its version; in the state-of-the-world variant the version of the whole response.
+    /// Version of the resource; in the state-of-the-world variant the version of the whole
+    /// response.
     pub version: String,
     /// The packed message; its type URL is the update's.
     pub any: Any,
 }
 
-/// One response: what to set and what to remove. It must be answered with [`ClientHandle::ack`] or
-/// [`ClientHandle::nack`]: the server sends nothing more of this type before.
+/// One response. The owner must answer it with [`ClientHandle::ack`] or [`ClientHandle::nack`],
+/// since the server sends nothing more of this type before.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Update {
-    /// The type of all its resources.
+    /// Type URL of all resources of the update.
     pub type_url: String,
     /// New and changed resources. Names are unique.
     pub set: Vec<NamedResource>,
-    /// Names that are gone, or that were asked for and do not exist.
+    /// Names that were removed, or that were requested and do not exist.
     pub removed: Vec<String>,
-    /// What to answer with.
+    /// The nonce to answer with.
     pub nonce: String,
-    /// Whether `set` is everything there is of the type (clusters and listeners in state of the
-    /// world). `removed` is filled all the same, so who applies set and removed need not look at
-    /// this.
+    /// Whether `set` holds all resources of the type (clusters and listeners in state of the
+    /// world). `removed` is filled in either case, so an owner that applies both lists need not
+    /// check this.
     pub full: bool,
-    /// What the server calls this state; for people.
+    /// The server's version of this state, for display.
     pub version: String,
 }
 
-/// What the driver tells its owner.
+/// An event for the owner of the client.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClientEvent {
-    /// The stream stands; the subscriptions are on their way.
+    /// The stream is open, and the subscriptions are being sent.
     Connected,
-    /// A response; answer it.
+    /// A response, which the owner must answer.
     Update(Update),
-    /// The stream is gone. What was received stays valid; the driver connects again by itself.
+    /// The stream ended. Received resources stay valid; the client reconnects by itself.
     Disconnected {
-        /// In words, with the server's own message where it gave one.
+        /// The reason, with the server's message if there is one.
         reason: String,
     },
 }
 
-/// A channel to the server and what each stream over it must carry (a bearer token, a cluster id).
+/// A channel to the server, and the metadata that each stream over it must carry (bearer token,
+/// cluster id).
 #[derive(Debug, Clone)]
 pub struct Connection {
-    /// Connected or connecting; the driver makes one stream on it and drops it with the stream.
+    /// The channel, connected or connecting. The client opens one stream on it and drops the
+    /// channel when the stream ends.
     pub channel: Channel,
-    /// Sent with the stream's request headers.
+    /// Metadata of the stream's request.
     pub metadata: MetadataMap,
 }
 
@@ -120,11 +124,11 @@ impl From<Channel> for Connection {
     }
 }
 
-/// Makes one connection: where, how secured and with which token is its business. Called for each
-/// attempt, so that rotated certificates and tokens count from the next one. Any `Fn() ->
-/// Future<Result<Connection, BoxError>>` is one.
+/// Opens connections, and decides about address, TLS and token. It is called for each attempt, so
+/// renewed certificates and tokens take effect at the next one. Any `Fn() ->
+/// Future<Result<Connection, BoxError>>` is a connector.
 pub trait Connector: Send + Sync + 'static {
-    /// Connects, or says why not.
+    /// Opens one connection.
     fn connect(&self) -> Pin<Box<dyn Future<Output = Result<Connection, BoxError>> + Send>>;
 }
 
@@ -138,27 +142,29 @@ where
     }
 }
 
-/// How a client is set up.
+/// Options of a client.
 #[derive(Clone)]
 pub struct ClientConfig {
-    /// Makes connections.
+    /// Opens connections.
     pub connect: Arc<dyn Connector>,
-    /// Who asks. Sent with the first request of each stream.
+    /// The node, sent with the first request of each stream.
     pub node: Node,
-    /// Which protocol.
+    /// The variant of the protocol.
     pub variant: Variant,
-    /// Announced in this order on every connection: clusters, endpoints, listeners, routes, ...
+    /// Initial subscriptions by type, announced in this order on every connection: clusters,
+    /// endpoints, listeners, routes, ...
     pub initial: Vec<(String, Subscription)>,
-    /// Between attempts to connect.
+    /// Delays between attempts to connect.
     pub backoff: Backoff,
-    /// An attempt to connect ends after this.
+    /// Limit of one attempt to connect.
     pub connect_timeout: Duration,
-    /// How many events wait for their owner before the driver stops reading from the server.
+    /// Number of events that may wait for the owner before the client stops reading from the
+    /// server.
     pub queue: usize,
 }
 
 impl ClientConfig {
-    /// Delta, default backoff, ten seconds to connect, 16 events.
+    /// Defaults: delta, the default back-off, ten seconds to connect, 16 events.
     pub fn new(connect: impl Connector, node: Node, initial: Vec<(String, Subscription)>) -> Self {
         Self {
             connect: Arc::new(connect),
@@ -172,32 +178,29 @@ impl ClientConfig {
     }
 }
 
-/// Answers updates and changes subscriptions. Calls never block and never fail: they change the
-/// session's state, which the driver sends as soon as the connection takes it; what is said while
-/// disconnected counts on the next connection.
+/// Answers updates and changes subscriptions. Calls never block or fail: they change the session,
+/// and the client sends the change as soon as possible, if necessary on the next connection.
 #[derive(Clone)]
 pub struct ClientHandle {
     shared: Arc<Shared>,
 }
 
 impl ClientHandle {
-    /// The update was applied. Its resources now count as held and survive reconnects. Subscribe to
-    /// whatever the update refers to (endpoints of new clusters, say) before this: the server then
-    /// waits with routes for them.
+    /// Acknowledges an update that was applied. Its resources count as held across reconnects.
+    /// Subscribe to resources that the update refers to (such as endpoints of new clusters) before
+    /// this call: the server then delays routes until they are acknowledged.
     pub fn ack(&self, type_url: &str, nonce: &str) {
         self.shared.session().ack(type_url, nonce);
         self.shared.wake.notify_one();
     }
 
-    /// The update was refused; `message` should name the resources at fault. The state before it
-    /// stays.
+    /// Rejects an update; the previous state stays. `message` should name the faulty resources.
     pub fn nack(&self, type_url: &str, nonce: &str, message: impl Into<String>) {
         self.shared.session().nack(type_url, nonce, message.into());
         self.shared.wake.notify_one();
     }
 
-    /// Asks for more names. A name that is already subscribed to is asked for again, and sent
-    /// again.
+    /// Subscribes to more names. A name that is already subscribed is requested and sent again.
     pub fn subscribe<S: Into<String>>(&self, type_url: &str, names: impl IntoIterator<Item = S>) {
         self.shared
             .session()
@@ -205,7 +208,7 @@ impl ClientHandle {
         self.shared.wake.notify_one();
     }
 
-    /// Drops names; what was held under them is forgotten.
+    /// Unsubscribes from names and forgets their resources.
     pub fn unsubscribe<S: Into<String>>(&self, type_url: &str, names: impl IntoIterator<Item = S>) {
         self.shared
             .session()
@@ -213,18 +216,18 @@ impl ClientHandle {
         self.shared.wake.notify_one();
     }
 
-    /// Asks for everything of a type.
+    /// Subscribes to all resources of a type.
     pub fn subscribe_all(&self, type_url: &str) {
         self.shared.session().subscribe_all(type_url);
         self.shared.wake.notify_one();
     }
 }
 
-/// The driver's entry.
+/// The client's task.
 pub struct Client;
 
 impl Client {
-    /// Starts the driver on the current runtime. It ends when the receiver is dropped.
+    /// Starts the client's task on the current runtime. The task ends when the receiver is dropped.
     pub fn spawn(config: ClientConfig) -> (ClientHandle, mpsc::Receiver<ClientEvent>) {
         let (events, receiver) = mpsc::channel(config.queue.max(1));
         let session =
@@ -256,7 +259,7 @@ impl Shared {
     }
 }
 
-/// Ends only when nobody listens any more.
+/// Connects and reconnects until the owner drops the receiver.
 struct Unheard;
 
 async fn drive(config: ClientConfig, shared: Arc<Shared>, events: mpsc::Sender<ClientEvent>) {
@@ -289,7 +292,7 @@ async fn drive(config: ClientConfig, shared: Arc<Shared>, events: mpsc::Sender<C
     }
 }
 
-/// One connection's life. `Ok` is the reason of its end.
+/// Runs one connection. `Ok` holds the reason of its end.
 async fn one_stream(
     config: &ClientConfig,
     shared: &Arc<Shared>,
@@ -336,8 +339,8 @@ fn with<S>(metadata: MetadataMap, stream: S) -> tonic::Request<S> {
     request
 }
 
-/// The session's requests as a stream that the transport pulls: what it cannot take yet merges in
-/// the session.
+/// The session's requests as a stream that the transport pulls. While the transport is busy,
+/// changes are merged in the session.
 fn requests<R>(
     shared: Arc<Shared>,
     epoch: u64,
@@ -348,8 +351,8 @@ fn requests<R>(
             let next = {
                 let mut session = shared.session();
                 if session.epoch() != epoch {
-                    // A later stream took over; it must get the wake-up that this one may have
-                    // swallowed.
+                    // A newer stream has taken over. Pass on the wake-up that this stream may have
+                    // consumed.
                     shared.wake.notify_one();
                     return None;
                 }
@@ -409,7 +412,7 @@ fn said(status: &tonic::Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
 }
 
-/// An error with its causes; tonic's own text hides them.
+/// The text of an error with its causes, which tonic's own text leaves out.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

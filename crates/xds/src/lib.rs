@@ -1,9 +1,9 @@
-//! The xDS v3 protocol over aggregated discovery: both ends, both variants (delta and state of the
-//! world), no meaning.
+//! The xDS v3 protocol over aggregated discovery: client and server, delta and state of the world.
+//! Resources are opaque.
 //!
-//! In: sets of named, versioned resources ([`ResourceSet`]) on the server's side; subscriptions on
-//! the client's. Out: discovery responses and requests, and what the other end said of them (ACK,
-//! NACK with its reason, per resource).
+//! In: sets of named, versioned resources ([`ResourceSet`]) on the server's side, subscriptions on
+//! the client's. Out: discovery requests and responses, and the peer's acknowledgement of each
+//! resource (ACK, or NACK with its reason).
 //!
 //! The sessions ([`DeltaSession`], [`SotwSession`], [`ClientSession`]) are state machines without
 //! IO, clock or randomness; [`AdsServer`] and [`Client`] drive them over tonic. This crate never
@@ -31,7 +31,7 @@ pub use session::sotw::SotwSession;
 pub use session::status::{Nack, ResourceStatus, TypeStatus, Verdict};
 pub use session::{ProtocolError, ServerSession};
 
-/// Which form of the protocol a stream speaks.
+/// The variant of the protocol that a stream uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Variant {
     /// Incremental: changes only, resources named and versioned one by one.
@@ -49,6 +49,6 @@ impl std::fmt::Display for Variant {
     }
 }
 
-/// The largest message either end takes; tonic's own default of 4 MiB is less than one large mesh's
-/// clusters.
+/// Maximum size of a message in bytes, for both ends. tonic's default of 4 MiB is too small for the
+/// clusters of a large mesh.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

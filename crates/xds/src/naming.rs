@@ -1,14 +1,15 @@
-//! The name inside a resource: the state-of-the-world variant sends resources without naming them.
+//! Finds the name inside an encoded resource, since state-of-the-world responses carry no names
+//! beside the resources.
 
 use meltemi_proto::{Any, type_url};
 
-/// The URL of `envoy.service.discovery.v3.Resource`, in which a state-of-the-world server may wrap
-/// what has no name.
+/// The type URL of `envoy.service.discovery.v3.Resource`, in which a state-of-the-world server may
+/// wrap a resource without a name field.
 pub(crate) const WRAPPED: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 
-/// The name of a packed resource. All of Envoy's discovered types carry it as the string field 1; a
-/// type that this function does not know (a name table, say) has the empty name. `None`: the bytes
-/// are not such a message.
+/// The name of a packed resource. All of Envoy's discovered types have it in the string field 1.
+/// Types that this function does not know, such as the name table, have the empty name. `None` if
+/// the bytes are malformed.
 pub fn name_of(any: &Any) -> Option<String> {
     match any.type_url.as_str() {
         type_url::CLUSTER

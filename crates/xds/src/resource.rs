@@ -1,4 +1,4 @@
-//! What a server serves: per type, resources by name, each with a version that changes when its
+//! The resources that a server serves: by type and name, each with a version that changes when the
 //! content does.
 
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use meltemi_proto::Any;
 
-/// Holds a packed message: an `Any`, or whatever its owner shares it in.
+/// A packed message: an `Any`, or a shared value that contains one.
 pub trait Packed: Send + Sync + 'static {
     /// The message.
     fn any(&self) -> &Any;
@@ -18,11 +18,11 @@ impl Packed for Any {
     }
 }
 
-/// One resource as it is served. Cheap to clone.
+/// One resource. Cheap to clone.
 #[derive(Clone)]
 pub struct Resource {
-    /// Changes exactly when the content does; a content hash, so that it means the same after a
-    /// restart.
+    /// Hash of the content: it changes exactly when the content does, and stays the same across
+    /// restarts.
     pub version: Arc<str>,
     /// The packed message.
     pub content: Arc<dyn Packed>,
@@ -37,7 +37,7 @@ impl std::fmt::Debug for Resource {
 /// The resources of one type, by name.
 pub type TypeSet = BTreeMap<String, Resource>;
 
-/// Everything that one client may see, by type URL. Types that are absent are served as empty.
+/// All resources that one client may see, by type URL. A missing type counts as empty.
 #[derive(Debug, Clone, Default)]
 pub struct ResourceSet {
     types: BTreeMap<String, TypeSet>,
@@ -49,7 +49,7 @@ impl ResourceSet {
         Self::default()
     }
 
-    /// Adds a resource, or replaces the one of that name.
+    /// Adds or replaces a resource.
     pub fn insert(
         &mut self,
         type_url: &str,
@@ -83,7 +83,7 @@ impl ResourceSet {
         self.types.get(type_url)?.get(name)
     }
 
-    /// Whether both hold the same resources in the same versions.
+    /// Whether both sets hold the same resources in the same versions.
     pub fn is_same(&self, other: &Self) -> bool {
         let of_type = |(url, set): (&String, &TypeSet)| {
             let theirs = other.types.get(url);
@@ -99,7 +99,7 @@ impl ResourceSet {
         self.types.len() == other.types.len() && self.types.iter().all(of_type)
     }
 
-    /// All types that hold something, by URL.
+    /// All types with at least one resource, by URL.
     pub fn types(&self) -> impl Iterator<Item = (&str, &TypeSet)> {
         self.types.iter().map(|(url, set)| (url.as_str(), set))
     }

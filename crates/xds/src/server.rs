@@ -1,5 +1,5 @@
-//! The server's driver: aggregated discovery over tonic. All protocol is in the sessions; who may
-//! see what is decided by the [`Source`].
+//! Drives server sessions over tonic: one task per stream. The sessions implement the protocol; the
+//! [`Source`] decides which client sees which resources.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -23,48 +23,48 @@ use crate::session::status::{TypeStatus, Verdict};
 use crate::session::{ProtocolError, ServerSession};
 use crate::{MAX_MESSAGE_BYTES, ResourceSet, Variant};
 
-/// A stream that has just said who it is.
+/// A new stream whose first request has arrived.
 pub struct Opening {
-    /// From the first request.
+    /// The node of the first request.
     pub node: Node,
-    /// Which protocol it speaks.
+    /// The variant of the protocol.
     pub variant: Variant,
-    /// What the transport knows (addresses, certificates) and [`Source::admit`] has found out.
+    /// Data of the transport (addresses, certificates) and of [`Source::admit`].
     pub extensions: Extensions,
-    /// Looks into the session for as long as the stream lives.
+    /// A view of the session's state.
     pub session: Arc<dyn SessionView>,
 }
 
-/// A look into a live session.
+/// A read-only view of a session.
 pub trait SessionView: Send + Sync {
-    /// Per type, in push order.
+    /// The state of each type, in push order.
     fn status(&self) -> Vec<TypeStatus>;
-    /// What the client is to have.
+    /// The resources that the client should have.
     fn resources(&self) -> Option<Arc<ResourceSet>>;
 }
 
-/// What a source gives to a stream that it lets in.
+/// What a source provides to an accepted stream.
 pub struct Feed {
-    /// The newest set; the stream waits while it is `None`, skips what it is too slow for, and ends
-    /// with the sender.
+    /// The newest resources. The stream waits while the value is `None`, skips values if it is
+    /// slow, and ends when the sender is dropped.
     pub resources: watch::Receiver<Option<Arc<ResourceSet>>>,
-    /// Hears what happens on the stream; dropped with it.
+    /// Receives the events of the stream; dropped when the stream ends.
     pub observer: Box<dyn Observer>,
 }
 
-/// Hears what happens on one stream. Called from the stream's task: be quick.
+/// Receives the events of one stream. Called from the stream's task, so it must not block.
 pub trait Observer: Send + 'static {
-    /// A response is on its way.
+    /// A response was sent.
     fn sent(&mut self, type_url: &str, resources: usize, removed: usize, bytes: usize);
-    /// The client answered the response in flight.
+    /// The client acknowledged or rejected the response in flight.
     fn verdict(&mut self, verdict: &Verdict);
 }
 
-/// Decides who may open a stream and what it then sees.
+/// Decides who may open a stream and which resources it gets.
 #[tonic::async_trait]
 pub trait Source: Send + Sync + 'static {
-    /// Looks at who comes, before anything that it sends is read; what is found out may be left in
-    /// the extensions. A refusal is the status that the client gets.
+    /// Authenticates a client before any of its messages is read, and may store results in the
+    /// extensions. An error is sent to the client as its status.
     async fn admit(
         &self,
         _metadata: &MetadataMap,
@@ -73,22 +73,22 @@ pub trait Source: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Lets a stream in, or refuses it with the status that the client gets.
+    /// Accepts a stream, or refuses it with the status to send.
     async fn open(&self, opening: Opening) -> Result<Feed, Status>;
 }
 
-/// How streams are kept.
+/// Time limits of streams.
 #[derive(Debug, Clone, Copy)]
 pub struct ServerTerms {
-    /// A stream that has not sent its first request by then ends.
+    /// Limit for the arrival of the first request.
     pub first_request: Duration,
-    /// A stream ends after this, give or take a tenth, so that its client proves again who it is.
-    /// `None`: never.
+    /// Maximum age of a stream, varied by up to a tenth. The client then reconnects and
+    /// authenticates again. `None` means no limit.
     pub max_age: Option<Duration>,
 }
 
 impl Default for ServerTerms {
-    /// Ten seconds; 30 minutes, as Istio.
+    /// Ten seconds for the first request; a maximum age of 30 minutes, as in Istio.
     fn default() -> Self {
         Self {
             first_request: Duration::from_secs(10),
@@ -97,14 +97,14 @@ impl Default for ServerTerms {
     }
 }
 
-/// The gRPC service.
+/// The aggregated discovery service.
 pub struct AdsServer {
     source: Arc<dyn Source>,
     terms: ServerTerms,
 }
 
 impl AdsServer {
-    /// The service for a tonic router, with message limits raised.
+    /// Creates the gRPC service, with messages of up to [`MAX_MESSAGE_BYTES`].
     pub fn service(
         source: Arc<dyn Source>,
         terms: ServerTerms,
@@ -120,7 +120,8 @@ impl AdsServer {
     ) -> Response<Outbound<S::Response>> {
         let (metadata, extensions, inbound) = request.into_parts();
 
-        // One response waits for the transport; what changes meanwhile merges in the session.
+        // At most one response waits for the transport. The session merges later changes into the
+        // next response.
         let (outbound, receiver) = mpsc::channel(1);
         let stream = Stream::<S> {
             source: self.source.clone(),
@@ -131,7 +132,7 @@ impl AdsServer {
 
         tokio::spawn(async move {
             if let Err(status) = stream.run(metadata, extensions).await {
-                // A client that does not read learns nothing, as after a reset.
+                // Do not wait for ever for a client that does not read.
                 _ = tokio::time::timeout(Duration::from_secs(5), outbound.send(Err(status))).await;
             }
         });
@@ -194,11 +195,11 @@ impl<S: ServerSession> Stream<S> {
             node,
             variant: S::VARIANT,
             extensions,
-            session: Arc::new(Look(session.clone())),
+            session: Arc::new(LiveView(session.clone())),
         };
 
         let mut feed = self.source.open(opening).await?;
-        take::<S>(&session, &mut feed, first)?;
+        handle_request::<S>(&session, &mut feed, first)?;
         let current = feed.resources.borrow_and_update().clone();
         if let Some(set) = current {
             lock(&session).set_resources(set);
@@ -208,12 +209,12 @@ impl<S: ServerSession> Stream<S> {
 
         loop {
             tokio::select! {
-                // Requests first: what a client asks for in one breath is answered in the right
-                // order.
+                // Requests first: if a client subscribes to several types at once, the session must
+                // know all of them to answer in push order.
                 biased;
                 message = self.inbound.message() => match message {
-                    Ok(Some(request)) => take::<S>(&session, &mut feed, request)?,
-                    // However a client leaves, it is gone.
+                    Ok(Some(request)) => handle_request::<S>(&session, &mut feed, request)?,
+                    // The client closed the stream or the connection failed.
                     Ok(None) | Err(_) => return Ok(()),
                 },
                 changed = feed.resources.changed() => {
@@ -235,7 +236,8 @@ impl<S: ServerSession> Stream<S> {
     }
 }
 
-fn take<S: ServerSession>(
+/// Passes a request to the session and its verdict to the observer.
+fn handle_request<S: ServerSession>(
     session: &Mutex<S>,
     feed: &mut Feed,
     request: S::Request,
@@ -253,9 +255,9 @@ fn take<S: ServerSession>(
     Ok(())
 }
 
-/// Sends the next response as soon as there is room; pending while there is none to send.
-/// Cancel-safe: the response is taken from the session only when its place is reserved. `None`: the
-/// client is gone.
+/// Sends the next response as soon as the transport has room. If there is no response, waits until
+/// the client leaves; returns `None` then. Cancellation safe: a response is taken from the session
+/// only after its place in the channel is reserved.
 async fn send_next<S: ServerSession>(
     session: &Mutex<S>,
     outbound: &mpsc::Sender<Result<S::Response, Status>>,
@@ -265,9 +267,9 @@ async fn send_next<S: ServerSession>(
     match next {
         Some(response) => {
             let (url, resources, removed) = S::describe(&response);
-            let told = (url.to_owned(), resources, removed, response.encoded_len());
+            let sent = (url.to_owned(), resources, removed, response.encoded_len());
             place.send(Ok(response));
-            Some(told)
+            Some(sent)
         }
         None => {
             drop(place);
@@ -278,7 +280,7 @@ async fn send_next<S: ServerSession>(
 }
 
 fn age(max: Option<Duration>) -> Duration {
-    // tokio's clock has no "never"; a year is.
+    // A tokio timer cannot wait for ever: use a year.
     max.map_or(Duration::from_secs(365 * 86400), |max| {
         max.mul_f64(0.9 + 0.2 * (jitter() % 1000) as f64 / 1000.0)
     })
@@ -288,9 +290,9 @@ fn lock<S>(session: &Mutex<S>) -> std::sync::MutexGuard<'_, S> {
     session.lock().expect("sessions do not panic")
 }
 
-struct Look<S>(Arc<Mutex<S>>);
+struct LiveView<S>(Arc<Mutex<S>>);
 
-impl<S: ServerSession> SessionView for Look<S> {
+impl<S: ServerSession> SessionView for LiveView<S> {
     fn status(&self) -> Vec<TypeStatus> {
         lock(&self.0).status()
     }

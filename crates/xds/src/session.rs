@@ -1,13 +1,13 @@
-//! The server's half of the protocol, without IO: requests and resource sets in, responses out.
+//! The server's half of the protocol, without I/O: requests and resource sets in, responses out.
 //!
-//! What both variants share is here: who wants what, what is on its way, what was taken, and in
-//! which order things go out. At most one response per type is unanswered; what changes meanwhile
-//! is merged into the next one.
+//! This module holds what both variants share: subscriptions, responses in flight, acknowledged
+//! versions, and the order of responses. Per type, at most one response waits for its
+//! acknowledgement; changes meanwhile are merged into the next response.
 //!
-//! The order is make before break. Changes go out clusters, endpoints, listeners, routes; listeners
-//! and routes wait until new clusters and the endpoints that the client asked for are taken, and
-//! clusters are removed only after the listeners and routes that no longer name them are taken.
-//! What a client asks for by name is answered at once.
+//! Responses follow "make before break". The order is clusters, endpoints, listeners, routes.
+//! Listeners and routes wait until the client has acknowledged new clusters and the endpoints that
+//! it requested. Clusters are removed only after the client has acknowledged the listeners and
+//! routes that no longer refer to them. Resources requested by name are answered at once.
 
 pub(crate) mod delta;
 pub(crate) mod sotw;
@@ -28,57 +28,58 @@ use crate::{Packed, ResourceSet, TypeSet, Variant};
 use status::{TypeStatus, Verdict};
 use types::{InFlight, TypeState};
 
-/// Names a client may subscribe to per type, and types per stream.
+/// Names per type that a client may subscribe to.
 const MAX_NAMES: usize = 200_000;
+/// Types per stream.
 const MAX_TYPES: usize = 64;
 const MAX_NAME_BYTES: usize = 4096;
 const MAX_REASON_BYTES: usize = 4096;
 
-/// What a client must not do; ends the stream.
+/// A violation of the protocol by the client, which ends the stream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
-    /// A request without a type.
+    /// A request without a type URL.
     #[error("the request names no type URL")]
     NoType,
-    /// More types, names or longer names than a sane client has.
+    /// Too many types, too many names, or names that are too long.
     #[error("too much: {0}")]
     Limit(String),
 }
 
-/// A session of one variant, as the driver sees it.
+/// A session of one variant.
 pub trait ServerSession: Send + 'static {
-    /// What the client sends.
+    /// The client's message.
     type Request: Send + 'static;
-    /// What the client gets.
+    /// The server's message.
     type Response: prost::Message + Send + 'static;
-    /// Which variant this is.
+    /// The variant.
     const VARIANT: Variant;
 
-    /// A session that knows nothing yet.
+    /// Creates a session without subscriptions.
     fn new() -> Self;
-    /// Takes a request; the verdict is what it said of an earlier response, if that was the one in
-    /// flight.
+    /// Handles a request. Returns the verdict if the request acknowledges or rejects the response
+    /// in flight.
     fn on_request(&mut self, request: Self::Request) -> Result<Option<Verdict>, ProtocolError>;
-    /// Replaces everything that this client may see. The first call unblocks responses.
+    /// Replaces the resources that this client may see. No response is sent before the first call.
     fn set_resources(&mut self, set: Arc<ResourceSet>);
-    /// The next response, if something is to be said and the protocol allows it now.
+    /// The next response, if one is due and the protocol allows it now.
     fn next_response(&mut self) -> Option<Self::Response>;
-    /// Per type, in push order.
+    /// The state of each type, in push order.
     fn status(&self) -> Vec<TypeStatus>;
-    /// What this client is to have.
+    /// The resources that this client should have.
     fn resources(&self) -> Option<Arc<ResourceSet>>;
-    /// The node of a request; only a stream's first one must have it.
+    /// The node of a request; only the first request of a stream must have one.
     fn node(request: &Self::Request) -> Option<&Node>;
-    /// The names that a request asks for.
+    /// The names that a request subscribes to.
     fn names(request: &Self::Request) -> &[String];
-    /// The type and size of a response: type URL, resources, removals.
+    /// Type URL, number of resources and number of removals of a response.
     fn describe(response: &Self::Response) -> (&str, usize, usize);
 }
 
-/// A resource on its way: name, version, content.
+/// A resource to send: name, version, content.
 type Sending = (String, Arc<str>, Arc<dyn Packed>);
 
-/// What goes out, in neither variant's clothes.
+/// A response, independent of the variant.
 pub(crate) struct Push {
     pub(crate) type_url: String,
     pub(crate) nonce: String,
@@ -115,7 +116,7 @@ impl Core {
         self.set.clone()
     }
 
-    /// The state of a type, and whether this request is the stream's first of it.
+    /// The state of a type, and whether this is the stream's first request for the type.
     pub(crate) fn subscribed(
         &mut self,
         type_url: &str,
@@ -140,16 +141,17 @@ impl Core {
         self.types.get(type_url)
     }
 
-    /// Settles the response in flight, if the nonce is its; a stale nonce changes nothing.
+    /// Records the client's answer to the response in flight. An answer with another nonce is stale
+    /// and ignored.
     pub(crate) fn answered(
         &mut self,
         type_url: &str,
         nonce: &str,
         error: Option<String>,
     ) -> Option<Verdict> {
-        // A list of clusters or listeners that is refused leaves what the client had, and the next
-        // one repeats it whole. Everything else goes out in parts, of which Envoy stops taking at
-        // the first that it refuses.
+        // A rejected whole list (SotW clusters and listeners) leaves the client's state unchanged,
+        // and the next list repeats everything. Other responses carry several resources, of which
+        // Envoy stops accepting at the first that it rejects: the rest must be sent again.
         let resend = self.variant == Variant::Delta || !is_full_type(type_url);
         let state = self.types.get_mut(type_url)?;
         let flight = state.in_flight.take_if(|flight| flight.nonce == nonce)?;
@@ -161,7 +163,7 @@ impl Core {
                 Some(Verdict::Acked { type_url, nonce })
             }
             Some(reason) => {
-                let reason = cut(reason);
+                let reason = truncate(reason);
                 let names = state.nacked(flight, &reason, resend);
                 Some(Verdict::Nacked {
                     type_url,
@@ -267,8 +269,8 @@ impl Core {
         if url == CLUSTER
             && let Some(endpoints) = self.types.get_mut(ENDPOINT)
         {
-            // A cluster that is replaced warms anew and waits for its endpoints, even if those did
-            // not change.
+            // Envoy warms a replaced cluster and waits for its endpoints, even if they have not
+            // changed: send them again.
             endpoints.request_again(&changed);
         }
 
@@ -281,21 +283,21 @@ impl Core {
         })
     }
 
-    /// Whether changes of this type must wait for what they may refer to.
+    /// Whether changes of this type must wait for resources that they may refer to.
     fn holds_sets(&self, url: &str) -> bool {
         let clusters = || {
             self.types
                 .get(CLUSTER)
                 .is_some_and(|state| state.in_flight.is_some() || state.has_sets())
         };
-        // Endpoints change all the time; only those that the client is waiting for hold others up.
+        // Endpoints change often. Only endpoints that the client waits for delay other types.
         let endpoints = || self.types.get(ENDPOINT).is_some_and(TypeState::is_awaited);
         matches!(url, LISTENER | ROUTE | VIRTUAL_HOST) && (clusters() || endpoints())
     }
 
-    /// Whether removals of this type must wait until nothing that the client uses refers to them
-    /// any more. A refused listener or route leaves its predecessor in use, so it holds the
-    /// removals up as well.
+    /// Whether removals of this type must wait until the client uses no resource that refers to
+    /// them. A rejected listener or route leaves its previous version in use, so it delays removals
+    /// as well.
     fn holds_removals(&self, url: &str) -> bool {
         let users: &[&str] = match url {
             CLUSTER => &[LISTENER, ROUTE, VIRTUAL_HOST],
@@ -335,7 +337,7 @@ impl Core {
     }
 }
 
-/// A version for a list of resources.
+/// A version for a list of resources: a hash over names and versions.
 fn digest<'a>(resources: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let mut hasher = DefaultHasher::new();
     for pair in resources {
@@ -344,7 +346,8 @@ fn digest<'a>(resources: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     format!("{:016x}", hasher.finish())
 }
 
-fn cut(mut reason: String) -> String {
+/// Truncates a client's error message to [`MAX_REASON_BYTES`].
+fn truncate(mut reason: String) -> String {
     if reason.len() > MAX_REASON_BYTES {
         let mut end = MAX_REASON_BYTES;
         while !reason.is_char_boundary(end) {
@@ -355,7 +358,7 @@ fn cut(mut reason: String) -> String {
     reason
 }
 
-/// Checks the names of one request.
+/// Checks number and length of the names of one request.
 fn check_names(names: &[String]) -> Result<(), ProtocolError> {
     if names.len() > MAX_NAMES {
         return Err(ProtocolError::Limit(format!(

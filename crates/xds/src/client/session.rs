@@ -14,7 +14,7 @@ use super::{NamedResource, Subscription, Update};
 use crate::Variant;
 use crate::naming::{WRAPPED, name_of};
 
-/// `google.rpc.Code.INVALID_ARGUMENT`, what Envoy puts into a NACK.
+/// `google.rpc.Code.INVALID_ARGUMENT`, the code of Envoy's NACKs.
 const INVALID_ARGUMENT: i32 = 3;
 
 /// A request of the session's variant.
@@ -35,12 +35,12 @@ pub enum ClientResponse {
     Sotw(DiscoveryResponse),
 }
 
-/// What became of a response.
+/// The result of handling a response.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Received {
-    /// To be applied and answered.
+    /// An update for the owner to apply and answer.
     Update(Update),
-    /// Not well formed; the session has NACKed it.
+    /// A malformed response, which the session has rejected already.
     Refused {
         /// Of which type.
         type_url: String,
@@ -49,7 +49,7 @@ pub enum Received {
     },
 }
 
-/// The state of one client over all its connections.
+/// The state of one client across all connections.
 #[derive(Debug)]
 pub struct ClientSession {
     variant: Variant,
@@ -64,28 +64,27 @@ pub struct ClientSession {
 struct TypeState {
     type_url: String,
     wanted: Subscription,
-    /// Names and versions that were applied; what `initial_resource_versions` tells the next
-    /// server.
+    /// Applied names and versions, sent as `initial_resource_versions` on the next connection.
     held: BTreeMap<String, String>,
-    /// Names that were handed to the owner and may be in force: what the next full update lacks is
-    /// removed.
+    /// Names that the owner has received and may have applied. Those that are missing in the next
+    /// full update are removed.
     given: BTreeSet<String>,
-    /// Whether this connection knows the type at all.
+    /// Whether the type was announced on this connection.
     announced: bool,
-    /// Changes of the subscription that this connection does not know yet.
+    /// Changes of the subscription that were not sent on this connection yet.
     subscribe: BTreeSet<String>,
     unsubscribe: BTreeSet<String>,
     changed: bool,
-    /// Updates that their owner has not answered, by the nonce that the owner was given.
+    /// Updates that the owner has not answered, by the nonce given to the owner.
     unanswered: HashMap<String, Applied>,
-    /// Answers that this connection has not been told.
+    /// Answers that were not sent on this connection yet.
     answers: VecDeque<Answer>,
-    /// State of the world: the last version that was applied, the last nonce that came.
+    /// State of the world: the last applied version and the last received nonce.
     version: String,
     nonce: String,
 }
 
-/// What an update leaves behind when it is applied.
+/// The changes that an update makes to the held resources when it is acknowledged.
 #[derive(Debug)]
 struct Applied {
     epoch: u64,
@@ -119,8 +118,8 @@ impl ClientSession {
         }
     }
 
-    /// A new connection: everything is announced again, with what is held. Returns the connection's
-    /// number.
+    /// Starts a new connection: all subscriptions are announced again, with the held versions.
+    /// Returns the number of the connection.
     pub fn connected(&mut self) -> u64 {
         self.epoch += 1;
         self.connected = true;
@@ -131,10 +130,11 @@ impl ClientSession {
         self.epoch
     }
 
-    /// The connection is gone; what is held stays.
+    /// Ends the connection. Held resources stay.
     pub fn disconnected(&mut self) {
         self.connected = false;
-        // Makes requests of the old stream end even before the next connection.
+        // With another number, the request stream of the old connection ends even before the next
+        // connection.
         self.epoch += 1;
     }
 
@@ -143,7 +143,7 @@ impl ClientSession {
         self.epoch
     }
 
-    /// Subscribes to names; names that are subscribed to already are asked for again.
+    /// Subscribes to names. Names that are already subscribed are requested again.
     pub fn subscribe(&mut self, type_url: &str, names: impl Iterator<Item = String>) {
         let state = self.state(type_url);
         for name in names {
@@ -154,7 +154,7 @@ impl ClientSession {
         }
     }
 
-    /// Subscribes to everything of a type.
+    /// Subscribes to all resources of a type.
     pub fn subscribe_all(&mut self, type_url: &str) {
         let state = self.state(type_url);
         if !state.wanted.wildcard {
@@ -189,15 +189,15 @@ impl ClientSession {
         self.answer(type_url, nonce, Some(message));
     }
 
-    /// What to send next, if there is anything.
+    /// The next request to send, if there is one.
     pub fn next_request(&mut self) -> Option<ClientRequest> {
         if !self.connected {
             return None;
         }
 
-        // Subscriptions of all types before any answer: a server that waits with routes until new
-        // clusters have their endpoints must hear of the endpoints before it hears that the
-        // clusters were taken.
+        // Send subscriptions of all types before any acknowledgement. A server that delays routes
+        // until new clusters have endpoints must know of the endpoint subscriptions before it sees
+        // the clusters acknowledged.
         let (variant, epoch) = (self.variant, self.epoch);
         let announced = self
             .types
@@ -224,7 +224,7 @@ impl ClientSession {
         Some(request)
     }
 
-    /// Takes a response apart.
+    /// Handles a response.
     pub fn response(&mut self, response: ClientResponse) -> Received {
         let (type_url, nonce, version) = match &response {
             ClientResponse::Delta(r) => (
@@ -243,7 +243,7 @@ impl ClientSession {
             .iter_mut()
             .find(|state| state.type_url == type_url)
         else {
-            // No state, so no NACK either: an answer would announce the type.
+            // The type was never subscribed. Send no NACK, since that would announce the type.
             return Received::Refused {
                 type_url,
                 reason: "nobody asked for this type".to_owned(),
@@ -271,7 +271,7 @@ impl ClientSession {
         let full = self.variant == Variant::Sotw && is_full_type(&type_url);
         if full {
             let named: BTreeSet<&str> = set.iter().map(|resource| resource.name.as_str()).collect();
-            // Of an update that was refused the owner may have taken a part.
+            // The owner may have applied a part of a rejected update, so its names may be in force.
             removed = state
                 .given
                 .iter()
@@ -292,8 +292,8 @@ impl ClientSession {
             version: version.clone(),
         };
 
-        // Servers may count nonces from 1 on every stream; the owner's answer must not hit a later
-        // stream's update.
+        // Servers may count nonces from 1 on every stream. Make the owner's nonce unique, so that a
+        // late answer cannot match an update of a later stream.
         let ticket = format!("{epoch}/{nonce}");
         state.unanswered.insert(ticket.clone(), applied);
 
@@ -353,8 +353,8 @@ impl ClientSession {
             state.version = applied.version;
         }
 
-        // An answer to a connection that is gone has nobody to go to, but what was applied stays
-        // applied.
+        // The answer cannot be sent on an ended connection, but applied resources still count as
+        // held.
         if applied.epoch == epoch {
             state.answers.push_back(Answer {
                 nonce: applied.nonce,
@@ -408,13 +408,13 @@ impl TypeState {
     fn next_subscription(&mut self, variant: Variant, epoch: u64) -> Option<ClientRequest> {
         let first = !self.announced;
 
-        // An empty first request would mean the wildcard.
+        // An empty first request would subscribe to the wildcard.
         if (first && self.wanted.is_empty()) || (!first && !self.changed) {
             return None;
         }
 
-        // In state of the world an unanswered response makes every other nonce stale; the answer
-        // will carry the names.
+        // In state of the world, a request needs the newest nonce. While a response is unanswered,
+        // wait: its answer will carry the names.
         if variant == Variant::Sotw
             && self
                 .unanswered
@@ -461,7 +461,7 @@ impl TypeState {
                         ..DeltaDiscoveryRequest::default()
                     }));
                 }
-                // Only the newest response can be answered. The answer carries changed names along.
+                // Only the newest response can be answered. The answer also carries changed names.
                 Variant::Sotw if answer.nonce == self.nonce => {
                     self.changed = false;
                     self.subscribe.clear();
@@ -486,8 +486,8 @@ impl TypeState {
         }
     }
 
-    /// The wildcard alone is said in the old way, by naming nothing, which every server
-    /// understands.
+    /// A subscription to the wildcard alone is sent as an empty list of names, the older form that
+    /// every server supports.
     fn all_names(&self) -> Vec<String> {
         let wildcard =
             (self.wanted.wildcard && !self.wanted.names.is_empty()).then(|| "*".to_owned());
@@ -498,8 +498,8 @@ impl TypeState {
     }
 }
 
-/// In state of the world a response holds all clusters or listeners, but only some endpoints,
-/// routes or secrets.
+/// Whether a state-of-the-world response holds all resources of the type: true for clusters and
+/// listeners, false for endpoints, routes and secrets.
 pub(crate) fn is_full_type(url: &str) -> bool {
     !matches!(
         url,

@@ -36,7 +36,7 @@ impl ServerSession for DeltaSession {
         let verdict = if request.response_nonce.is_empty() {
             None
         } else {
-            // A stale nonce settles nothing; the subscriptions of the request count all the same.
+            // A stale nonce acknowledges nothing, but the request's subscriptions still count.
             self.core.answered(
                 url,
                 &request.response_nonce,
@@ -48,10 +48,10 @@ impl ServerSession for DeltaSession {
         if first {
             let fresh = request.initial_resource_versions.is_empty();
             state.holds_already(request.initial_resource_versions.into_iter());
-            // A client that comes back with what it held gets differences only, and silence if
-            // there are none.
+            // A client that reconnects and names its versions gets only differences, and no
+            // response if there are none.
             state.must_answer = fresh;
-            // Naming nothing at first means everything, for types that know the wildcard.
+            // A first request without names subscribes to the wildcard, for types that support it.
             state.wildcard = request.resource_names_subscribe.is_empty() && has_wildcard(url);
         }
 
@@ -60,8 +60,8 @@ impl ServerSession for DeltaSession {
                 state.must_answer |= !state.wildcard && !first;
                 state.wildcard = true;
             } else {
-                // Asking again for what is held means that the client wants it again; except when
-                // it comes back and says which version it holds.
+                // A repeated subscription requests the resource again, except on a reconnect where
+                // the client names the version that it holds.
                 let answer = !(first && state.knows(&name));
                 state.add(name, answer)?;
             }
@@ -76,7 +76,7 @@ impl ServerSession for DeltaSession {
         }
 
         if first && !state.wildcard {
-            // What it holds but no longer asks for is its own affair.
+            // Ignore resources that the client holds but does not subscribe to.
             state.drop_wildcard();
         }
 
@@ -134,8 +134,8 @@ impl ServerSession for DeltaSession {
     }
 }
 
-/// Types of which a client can want everything. Endpoints, routes, secrets and filters are always
-/// asked for by name.
+/// Whether a type supports the wildcard. Endpoints, routes, secrets and filters are always
+/// requested by name.
 pub(super) fn has_wildcard(url: &str) -> bool {
     !matches!(
         url,

@@ -1,4 +1,5 @@
-//! The state-of-the-world variant: clusters and listeners as whole lists, the rest by name.
+//! The state-of-the-world variant: clusters and listeners are sent as whole lists, other types by
+//! name.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::{ResourceSet, Variant};
 /// One client's state-of-the-world stream.
 pub struct SotwSession {
     core: Core,
-    /// The nonce last sent, by type: a request with another one is stale and is ignored as a whole.
+    /// The last sent nonce by type. A request with another nonce is stale and is ignored.
     nonces: std::collections::BTreeMap<String, String>,
 }
 
@@ -39,8 +40,7 @@ impl ServerSession for SotwSession {
             return Ok(None);
         }
 
-        // A nonce on a type's first request is left over from an earlier stream; it answers
-        // nothing.
+        // A nonce in a type's first request belongs to an earlier stream and acknowledges nothing.
         let verdict = if known && !nonce.is_empty() {
             self.core.answered(
                 &url,

@@ -3,25 +3,25 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// A refusal of one resource.
+/// The rejection of one resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nack {
-    /// The version that was refused.
+    /// The rejected version.
     pub version: Arc<str>,
-    /// In the client's words, cut to a few kilobytes.
+    /// The client's error message, at most 4 KiB.
     pub reason: String,
 }
 
 /// One resource, as seen by one client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResourceStatus {
-    /// The version that the server wants the client to have; `None` if it is to be removed.
+    /// The version that the client should have; `None` if the resource should be removed.
     pub wanted: Option<Arc<str>>,
-    /// The version last sent on this stream, or that the client said to hold when the stream began.
+    /// The version last sent on this stream, or reported by the client when the stream began.
     pub sent: Option<Arc<str>>,
-    /// The version that the client last took.
+    /// The version that the client last acknowledged.
     pub acked: Option<Arc<str>>,
-    /// Set while the client's last word on this resource is a refusal.
+    /// Set while the client's last answer about this resource is a rejection.
     pub nack: Option<Nack>,
 }
 
@@ -30,24 +30,24 @@ pub struct ResourceStatus {
 pub struct TypeStatus {
     /// Of the resources.
     pub type_url: String,
-    /// Whether the client wants everything.
+    /// Whether the client subscribed to the wildcard.
     pub wildcard: bool,
-    /// How many names the client asked for.
+    /// Number of names that the client subscribed to.
     pub names: usize,
-    /// Whether a response waits for its answer.
+    /// Whether a response waits for its acknowledgement.
     pub in_flight: bool,
-    /// Responses sent on this stream.
+    /// Number of responses sent on this stream.
     pub pushes: u64,
-    /// Answers that took a response.
+    /// Number of acknowledged responses.
     pub acks: u64,
-    /// Answers that refused one.
+    /// Number of rejected responses.
     pub nacks: u64,
-    /// By name: all that the client is to have, was sent or refused.
+    /// By name: all resources that the client should have, was sent, or rejected.
     pub resources: BTreeMap<String, ResourceStatus>,
 }
 
 impl TypeStatus {
-    /// Whether the client took everything that it is to have.
+    /// Whether the client acknowledged everything that it should have.
     pub fn is_synced(&self) -> bool {
         !self.in_flight
             && self
@@ -57,7 +57,7 @@ impl TypeStatus {
     }
 }
 
-/// What a request said of an earlier response.
+/// The client's answer to the response in flight.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Taken.

@@ -1,4 +1,5 @@
-//! The state of one type on one stream.
+//! The state of one resource type on one stream: subscriptions, sent and acknowledged versions,
+//! pending changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,16 +12,16 @@ use crate::{Packed, TypeSet};
 pub(crate) struct TypeState {
     pub(crate) wildcard: bool,
     pub(crate) names: BTreeSet<String>,
-    /// What the client was last sent, or said to hold when the stream began.
-    known: BTreeMap<String, Known>,
-    /// Names to answer for even if nothing changed.
+    /// Resources that were sent, or that the client reported to hold when the stream began.
+    known: BTreeMap<String, SentResource>,
+    /// Names that need an answer even if nothing changed.
     requested: BTreeSet<String>,
-    /// Answer even if there is nothing to say: a client's first request waits for its response.
+    /// Send a response even if it is empty: a client's first request waits for one.
     pub(crate) must_answer: bool,
     pub(crate) in_flight: Option<InFlight>,
     acked: BTreeMap<String, Arc<str>>,
     nacks: BTreeMap<String, Nack>,
-    /// Whether `sets` and `removals` must be computed anew.
+    /// Whether `sets` and `removals` must be recomputed.
     pub(crate) stale: bool,
     sets: BTreeSet<String>,
     removals: BTreeSet<String>,
@@ -29,10 +30,10 @@ pub(crate) struct TypeState {
     nack_count: u64,
 }
 
-struct Known {
+struct SentResource {
     version: Arc<str>,
-    /// What was sent, for state of the world, where a cluster that is to go stays in the list for a
-    /// while.
+    /// The sent content. State of the world needs it for clusters whose removal is delayed: they stay
+    /// in the list.
     content: Option<Arc<dyn Packed>>,
 }
 
@@ -40,7 +41,7 @@ pub(crate) struct InFlight {
     pub(crate) nonce: String,
     pub(crate) set: Vec<(String, Arc<str>)>,
     pub(crate) removed: Vec<String>,
-    /// Whether it answers for names that the client waits for.
+    /// Whether the response contains names that the client waits for.
     pub(crate) fresh: bool,
 }
 
@@ -49,14 +50,14 @@ impl TypeState {
         self.wildcard || self.names.contains(name)
     }
 
-    /// What the client says to hold from an earlier stream.
+    /// Records the resources that the client reports to hold from an earlier stream.
     pub(crate) fn holds_already(&mut self, versions: impl Iterator<Item = (String, String)>) {
         for (name, version) in versions.take(MAX_NAMES) {
             let version: Arc<str> = version.into();
             self.acked.insert(name.clone(), version.clone());
             self.known.insert(
                 name,
-                Known {
+                SentResource {
                     version,
                     content: None,
                 },
@@ -89,7 +90,8 @@ impl TypeState {
         self.requested.remove(name);
         self.stale = true;
         if self.wildcard {
-            // The client forgot the resource, but the wildcard may cover it: say which it is.
+            // The client dropped the resource, but its wildcard may still cover it: send the
+            // resource or its removal.
             self.requested.insert(name.to_owned());
         } else {
             self.forget(name);
@@ -112,7 +114,7 @@ impl TypeState {
         }
     }
 
-    /// Marks names that the client subscribes to as to be sent again.
+    /// Marks subscribed names to be sent again.
     pub(crate) fn request_again(&mut self, names: &BTreeSet<String>) {
         for name in names {
             if self.names.contains(name) && self.known.contains_key(name) {
@@ -171,14 +173,14 @@ impl TypeState {
         !self.removals.is_empty()
     }
 
-    /// Whether the client waits for something it named.
+    /// Whether the client waits for a resource that it named.
     pub(crate) fn is_awaited(&self) -> bool {
         self.must_answer
             || !self.requested.is_empty()
             || self.in_flight.as_ref().is_some_and(|flight| flight.fresh)
     }
 
-    /// Whether the client may be using something older than what it is to have.
+    /// Whether the client may still use an older version than it should have.
     pub(crate) fn is_unsettled(&self) -> bool {
         self.in_flight.is_some() || self.has_sets() || !self.nacks.is_empty()
     }
@@ -211,7 +213,7 @@ impl TypeState {
             .any(|name| self.requested.contains(name))
     }
 
-    /// What was sent, is gone, and must not be taken away yet: a whole list goes on naming it.
+    /// Resources whose removal is delayed. A whole list must still contain them.
     pub(crate) fn lingering(&self, removed: &[String]) -> Vec<Sending> {
         let kept = self.removals.iter().filter(|name| !removed.contains(name));
         kept.filter_map(|name| {
@@ -221,8 +223,8 @@ impl TypeState {
         .collect()
     }
 
-    /// Version of all that the client wants and that exists, for a response that carries only a
-    /// part of it.
+    /// A version over all existing resources that the client wants, for a response that carries
+    /// only some of them.
     pub(crate) fn version(&self, set: &TypeSet) -> String {
         digest(
             set.iter()
@@ -231,7 +233,7 @@ impl TypeState {
         )
     }
 
-    /// Books a response. `changed` are the resources for whose sake it is sent.
+    /// Records a sent response. `changed` are the resources that caused it.
     pub(crate) fn sent(
         &mut self,
         flight: InFlight,
@@ -241,7 +243,7 @@ impl TypeState {
         for (name, version, packed) in content {
             self.known.insert(
                 name.clone(),
-                Known {
+                SentResource {
                     version: version.clone(),
                     content: Some(packed.clone()),
                 },
@@ -279,26 +281,26 @@ impl TypeState {
         }
     }
 
-    /// Records a refusal with the resources that it names, or with all. A refused version is not
-    /// sent again; but where the reason names some and the client may have dropped the rest of the
-    /// response as well, the rest is sent again.
+    /// Records a NACK for the resources that `reason` names, or for all if it names none. A
+    /// rejected version is not sent again. If the reason names some resources and the client may
+    /// have dropped the others too (`resend`), the others are sent again.
     pub(crate) fn nacked(&mut self, flight: InFlight, reason: &str, resend: bool) -> Vec<String> {
         self.nack_count += 1;
-        let (mut at_fault, innocent): (Vec<_>, Vec<_>) = flight
+        let (mut rejected, others): (Vec<_>, Vec<_>) = flight
             .set
             .into_iter()
             .partition(|(name, _)| names_it(reason, name));
 
-        if at_fault.is_empty() {
-            at_fault = innocent;
+        if rejected.is_empty() {
+            rejected = others;
         } else if resend {
-            for (name, _) in innocent {
+            for (name, _) in others {
                 self.known.remove(&name);
             }
             for name in flight.removed {
                 self.known.insert(
                     name,
-                    Known {
+                    SentResource {
                         version: "".into(),
                         content: None,
                     },
@@ -307,10 +309,10 @@ impl TypeState {
         }
 
         self.stale = true;
-        let names: Vec<String> = at_fault.iter().map(|(name, _)| name.clone()).collect();
-        for (name, version) in at_fault {
-            // In state of the world the list repeats what the client has long taken; that is not at
-            // fault.
+        let names: Vec<String> = rejected.iter().map(|(name, _)| name.clone()).collect();
+        for (name, version) in rejected {
+            // A state-of-the-world list repeats resources that the client has acknowledged before;
+            // those are not the cause.
             if self.acked.get(&name) != Some(&version) {
                 self.nacks.insert(
                     name,
@@ -358,14 +360,15 @@ impl TypeState {
     }
 }
 
-/// Whether a text names a resource, as a word of its own: `a` is not named by `cluster a.b is bad`.
+/// Whether a text contains a resource's name as a separate word: `cluster a.b is bad` does not
+/// contain `a`.
 fn names_it(text: &str, name: &str) -> bool {
     let part_of_name = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | '|' | '/');
     !name.is_empty()
         && text.match_indices(name).any(|(at, _)| {
             let before = text[..at].chars().next_back();
             let mut after = text[at + name.len()..].chars();
-            // A full stop after the name ends the sentence, unless the name goes on behind it.
+            // A full stop after the name may end the sentence, or continue a longer name.
             let after = match after.next() {
                 Some('.') => after.next(),
                 other => other,
