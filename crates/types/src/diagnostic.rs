@@ -1,18 +1,18 @@
-//! The one shape of everything the control plane has to say about configuration.
+//! Diagnostics: every message of the control plane about configuration has this form.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// How bad it is. Only [`Severity::Error`] keeps an object out of the mesh.
+/// Severity of a diagnostic. Only [`Severity::Error`] keeps an object out of the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Worth knowing.
+    /// For information.
     Info,
-    /// It works, but most likely not as meant.
+    /// The object has an effect, but probably not the intended one.
     Warning,
-    /// The object, or the part that is named, has no effect.
+    /// The object, or the named part of it, has no effect.
     Error,
 }
 
@@ -26,7 +26,7 @@ impl fmt::Display for Severity {
     }
 }
 
-/// The object that a diagnostic speaks of, in kubectl's words.
+/// The object of a diagnostic.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectRef {
     /// For example `VirtualService`; empty where the text was not an object at all.
@@ -62,7 +62,7 @@ impl fmt::Display for ObjectRef {
     }
 }
 
-/// Where in a source the object, or the field, stands. Lines and columns count from 1.
+/// The position of an object or field in a file. Lines and columns count from 1.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Position {
     /// The file as the user named it; empty for objects from an API server.
@@ -89,18 +89,18 @@ pub struct Diagnostic {
     /// Stable and greppable, for example `MEL0102`; Istio's own code (`IST0101`) where its
     /// analyzers have one.
     pub code: String,
-    /// How bad it is.
+    /// Severity of the diagnostic.
     pub severity: Severity,
-    /// Which object.
+    /// The object.
     pub object: ObjectRef,
-    /// The field, as a path: `spec.http[0].route[1].destination.host`. Empty for the object as a
-    /// whole.
+    /// Path of the field: `spec.http[0].route[1].destination.host`. Empty if the diagnostic is
+    /// about the whole object.
     pub field: String,
-    /// Where it is written.
+    /// File and line of the field.
     pub position: Position,
-    /// What is wrong, in a sentence.
+    /// The problem, in a sentence.
     pub message: String,
-    /// What to do about it, in a sentence; never empty for errors.
+    /// The remedy, in a sentence; never empty for errors.
     pub remedy: String,
 }
 

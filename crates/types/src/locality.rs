@@ -1,4 +1,4 @@
-//! Where an endpoint is: region, zone, sub-zone.
+//! Localities of endpoints: region, zone, subzone.
 
 use std::fmt;
 

@@ -1,10 +1,10 @@
-//! The protocol of a port, by declaration.
+//! Declared protocols of ports.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What a port is declared to speak. Source: Istio `pkg/config/protocol`.
+/// The declared protocol of a port. Source: Istio `pkg/config/protocol`.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
 )]

@@ -85,7 +85,7 @@ pub struct SpiffeId {
 }
 
 impl SpiffeId {
-    /// Puts an identity together; namespace and service account must be plain path segments.
+    /// Creates an identity. Namespace and service account must be plain path segments.
     pub fn new(
         trust_domain: TrustDomain,
         namespace: &str,
