@@ -178,7 +178,7 @@ async fn mesh_names_are_answered_locally_and_others_upstream() {
 }
 
 #[tokio::test]
-async fn what_is_truncated_over_udp_is_whole_over_tcp() {
+async fn an_answer_truncated_over_udp_is_complete_over_tcp() {
     let (server, task) = serve(
         options(),
         Arc::new(UpstreamForwarder::new(Vec::new(), None)),

@@ -222,7 +222,7 @@ async fn the_first_certificate_arrives_once_the_control_plane_is_up() {
 }
 
 #[tokio::test]
-async fn a_certificate_for_somebody_else_is_not_used() {
+async fn a_certificate_for_another_identity_is_not_used() {
     let peers = Peers::start().await;
     let secrets = SecretStore::new();
     let (asleep, mut sleeps) = mpsc::unbounded_channel();

@@ -89,7 +89,7 @@ fn sockets(
 }
 
 #[tokio::test]
-async fn secrets_come_in_both_variants_and_rotate() {
+async fn secrets_are_served_in_both_variants_and_updated() {
     let peers = Peers::start().await;
     let secrets = SecretStore::new();
     let (_, sds, _) = sockets(&peers, &secrets, peers.control_plane(&secrets));

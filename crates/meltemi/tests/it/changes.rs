@@ -17,8 +17,8 @@ fn replicated(app: &App, replicas: usize) -> String {
 }
 
 #[test]
-fn workloads_come_and_go_and_no_call_fails_or_hangs() {
-    let Some(peers) = Peers::of("workloads_come_and_go_and_no_call_fails_or_hangs") else {
+fn no_call_fails_while_workloads_start_and_stop() {
+    let Some(peers) = Peers::of("no_call_fails_while_workloads_start_and_stop") else {
         return;
     };
     let web = peers.recorder("web");
@@ -75,9 +75,9 @@ fn workloads_come_and_go_and_no_call_fails_or_hangs() {
 }
 
 #[test]
-fn mistakes_are_told_where_the_mesh_runs_and_an_image_map_may_be_mended() {
+fn image_map_mistakes_are_reported_and_can_be_fixed_while_the_mesh_runs() {
     let Some(peers) =
-        Peers::of("mistakes_are_told_where_the_mesh_runs_and_an_image_map_may_be_mended")
+        Peers::of("image_map_mistakes_are_reported_and_can_be_fixed_while_the_mesh_runs")
     else {
         return;
     };
@@ -146,8 +146,8 @@ fn mistakes_are_told_where_the_mesh_runs_and_an_image_map_may_be_mended() {
 }
 
 #[test]
-fn a_service_that_a_sidecar_hides_is_called_as_an_unknown_one() {
-    let Some(peers) = Peers::of("a_service_that_a_sidecar_hides_is_called_as_an_unknown_one")
+fn a_service_hidden_by_a_sidecar_resource_is_treated_as_unknown() {
+    let Some(peers) = Peers::of("a_service_hidden_by_a_sidecar_resource_is_treated_as_unknown")
     else {
         return;
     };

@@ -15,8 +15,8 @@ use crate::peers::{App, Dialogue, Peers, curl, yaml};
 const PUBLISHED: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 #[test]
-fn commands_and_flags_do_what_they_say() {
-    let Some(peers) = Peers::of("commands_and_flags_do_what_they_say") else {
+fn commands_and_flags_work_as_documented() {
+    let Some(peers) = Peers::of("commands_and_flags_work_as_documented") else {
         return;
     };
     let apps = [
@@ -360,7 +360,7 @@ fn completion(mesh: &Mesh) {
         Ok(checked) => checked,
         Err(_) => {
             return crate::skip(
-                "commands_and_flags_do_what_they_say: completion",
+                "commands_and_flags_work_as_documented: completion",
                 "bash is not installed",
             );
         }

@@ -27,8 +27,9 @@ fn said(mesh: &Mesh, text: &str) -> usize {
 }
 
 #[test]
-fn a_node_that_is_killed_is_followed_by_another() {
-    let Some(peers) = Peers::of("a_node_that_is_killed_is_followed_by_another") else {
+fn a_killed_node_is_replaced_with_the_same_ports_and_workloads() {
+    let Some(peers) = Peers::of("a_killed_node_is_replaced_with_the_same_ports_and_workloads")
+    else {
         return;
     };
     let apps = [peers.recorder("ledger"), App::idle("inside")];
@@ -214,10 +215,10 @@ fn stands_still(process: u32) -> bool {
 }
 
 #[test]
-fn a_gateway_that_is_killed_loses_no_waiting_connection() {
+fn a_killed_gateway_loses_no_waiting_connection() {
     const WAITING: usize = 16;
 
-    let Some(peers) = Peers::of("a_gateway_that_is_killed_loses_no_waiting_connection") else {
+    let Some(peers) = Peers::of("a_killed_gateway_loses_no_waiting_connection") else {
         return;
     };
     let mut mesh = Plan::new()
@@ -275,8 +276,8 @@ spec:
 /// In surroundings that are not made for it: started by `nohup` with a reader that leaves, in a
 /// shell with variables that are no text, from a directory that is a link.
 #[test]
-fn a_mesh_outlives_its_terminal_and_its_reader() {
-    if Peers::of("a_mesh_outlives_its_terminal_and_its_reader").is_none() {
+fn a_mesh_keeps_running_without_its_terminal_and_its_reader() {
+    if Peers::of("a_mesh_keeps_running_without_its_terminal_and_its_reader").is_none() {
         return;
     }
     let no_text = OsStr::from_bytes(b"\xff\xfe");

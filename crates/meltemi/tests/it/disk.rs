@@ -37,8 +37,8 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_full_disk_is_told_and_nothing_is_lost() {
-    let Some(peers) = Peers::of("a_full_disk_is_told_and_nothing_is_lost") else {
+fn a_full_disk_is_reported_and_nothing_is_lost() {
+    let Some(peers) = Peers::of("a_full_disk_is_reported_and_nothing_is_lost") else {
         return;
     };
     let apps = [

@@ -120,8 +120,8 @@ fn address_of(mesh: &Mesh, workload: &str) -> String {
 }
 
 #[test]
-fn tls_ends_at_the_gateway_and_begins_at_a_sidecar() {
-    let Some(peers) = Peers::of("tls_ends_at_the_gateway_and_begins_at_a_sidecar") else {
+fn gateways_terminate_tls_and_sidecars_originate_it() {
+    let Some(peers) = Peers::of("gateways_terminate_tls_and_sidecars_originate_it") else {
         return;
     };
     let plan = Plan::new().argument("--publish").argument("8443=0");

@@ -374,8 +374,8 @@ fn a_failing_authorizer_closes_or_opens_as_its_provider_says() {
 }
 
 #[test]
-fn nobody_to_ask_denies_and_says_why() {
-    let Some(world) = World::start("nobody_to_ask_denies_and_says_why") else {
+fn a_missing_authorizer_denies_and_is_reported() {
+    let Some(world) = World::start("a_missing_authorizer_denies_and_is_reported") else {
         return;
     };
     let mesh = &world.mesh;

@@ -69,8 +69,8 @@ fn stat(pid: u32) -> Option<(u32, u64)> {
 }
 
 #[test]
-fn whatever_dies_comes_back_and_the_rest_goes_on() {
-    let Some(peers) = Peers::of("whatever_dies_comes_back_and_the_rest_goes_on") else {
+fn dead_programs_restart_without_disturbing_the_rest() {
+    let Some(peers) = Peers::of("dead_programs_restart_without_disturbing_the_rest") else {
         return;
     };
     let apps = [
@@ -211,8 +211,8 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
 }
 
 #[test]
-fn programs_of_root_may_become_somebody_else() {
-    const TEST: &str = "programs_of_root_may_become_somebody_else";
+fn programs_of_root_may_switch_to_another_user() {
+    const TEST: &str = "programs_of_root_may_switch_to_another_user";
 
     if Peers::of(TEST).is_none() {
         return;
@@ -458,8 +458,8 @@ spec:
 ";
 
 #[test]
-fn nothing_is_left_whichever_way_the_supervisor_ends() {
-    let Some(peers) = Peers::of("nothing_is_left_whichever_way_the_supervisor_ends") else {
+fn no_process_or_folder_is_left_however_the_supervisor_ends() {
+    let Some(peers) = Peers::of("no_process_or_folder_is_left_however_the_supervisor_ends") else {
         return;
     };
     let apps = [peers.recorder("ledger"), App::idle("outside").unmeshed()];
@@ -523,8 +523,8 @@ fn nothing_is_left_whichever_way_the_supervisor_ends() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_named_and_the_rest_runs() {
-    let Some(peers) = Peers::of("a_port_that_is_taken_is_named_and_the_rest_runs") else {
+fn a_taken_port_is_reported_and_the_rest_runs() {
+    let Some(peers) = Peers::of("a_taken_port_is_reported_and_the_rest_runs") else {
         return;
     };
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -555,8 +555,8 @@ fn a_port_that_is_taken_is_named_and_the_rest_runs() {
 }
 
 #[test]
-fn namespaces_that_are_forbidden_are_explained() {
-    const TEST: &str = "namespaces_that_are_forbidden_are_explained";
+fn forbidden_namespaces_are_reported_with_a_remedy() {
+    const TEST: &str = "forbidden_namespaces_are_reported_with_a_remedy";
 
     if Peers::of(TEST).is_none() {
         return;

@@ -212,9 +212,9 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
 }
 
 #[test]
-fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
+fn mistakes_are_reported_with_position_and_the_last_good_version_stays() {
     let Some(peers) =
-        Peers::of("mistakes_are_told_with_their_place_and_the_last_good_object_stays")
+        Peers::of("mistakes_are_reported_with_position_and_the_last_good_version_stays")
     else {
         return;
     };
@@ -409,8 +409,8 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
 }
 
 #[test]
-fn the_demo_gives_way_to_what_the_user_says() {
-    if Peers::of("the_demo_gives_way_to_what_the_user_says").is_none() {
+fn the_users_objects_override_the_demos() {
+    if Peers::of("the_users_objects_override_the_demos").is_none() {
         return;
     }
     let way_in = |status: u16| {

@@ -166,8 +166,8 @@ fn counts_of_pages(mesh: &Mesh, peers: &Peers) -> [f64; 5] {
 }
 
 #[test]
-fn metrics_and_admin_are_read_by_others() {
-    const TEST: &str = "metrics_and_admin_are_read_by_others";
+fn prometheus_and_other_tools_read_metrics_and_admin_pages() {
+    const TEST: &str = "prometheus_and_other_tools_read_metrics_and_admin_pages";
 
     let (Some(shared), Some(peers)) = (crate::shared(), Peers::of(TEST)) else {
         return crate::skip(TEST, "Istio's samples are not beside the workspace");

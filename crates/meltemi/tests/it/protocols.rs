@@ -75,8 +75,8 @@ fn exec(mesh: &Mesh, workload: &str, program: &[String]) -> Output {
 }
 
 #[test]
-fn protocols_between_programs_that_are_not_ours() {
-    let Some(peers) = Peers::of("protocols_between_programs_that_are_not_ours") else {
+fn foreign_programs_talk_through_the_mesh_in_every_protocol() {
+    let Some(peers) = Peers::of("foreign_programs_talk_through_the_mesh_in_every_protocol") else {
         return;
     };
     let plan = Plan::new();

@@ -32,8 +32,8 @@ fn bootstrap() -> String {
 }
 
 #[test]
-fn xds_in_plaintext_is_for_whoever_asks() {
-    let Some(peers) = Peers::of("xds_in_plaintext_is_for_whoever_asks") else {
+fn plaintext_xds_is_served_on_request_only() {
+    let Some(peers) = Peers::of("plaintext_xds_is_served_on_request_only") else {
         return;
     };
     for is_wanted in [true, false] {

@@ -45,9 +45,8 @@ const CASES: &[Case] = &[
 ];
 
 #[test]
-fn strict_refuses_plaintext_and_nothing_of_it_reaches_the_application() {
-    let Some(peers) =
-        Peers::of("strict_refuses_plaintext_and_nothing_of_it_reaches_the_application")
+fn strict_refuses_plaintext_before_it_reaches_the_application() {
+    let Some(peers) = Peers::of("strict_refuses_plaintext_before_it_reaches_the_application")
     else {
         return;
     };

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use crate::harness::{Mesh, OPEN_FILES, as_each_user, signal};
 
 #[test]
-fn calls_are_captured_and_nothing_is_left() {
+fn calls_are_captured_and_no_process_is_left_afterwards() {
     as_each_user(|mesh| {
         mesh.deployment("hello", 2, "", "hello");
         mesh.deployment("outside", 1, ", sidecar.istio.io/inject: 'false'", "hello");
@@ -173,7 +173,7 @@ fn the_outside_is_reached_through_the_supervisor() {
 }
 
 #[test]
-fn what_ends_is_started_again() {
+fn ended_programs_are_restarted() {
     as_each_user(|mesh| {
         mesh.deployment("hello", 1, "", "hello");
         mesh.deployment("broken", 1, "", "broken");
@@ -281,7 +281,7 @@ fn ready(mesh: &Mesh, pods: &[&str]) -> bool {
 }
 
 #[test]
-fn forbidden_namespaces_are_named_with_a_remedy() {
+fn forbidden_namespaces_are_reported_with_a_remedy() {
     let mut mesh = Mesh::ordinary();
     // In a user namespace of its own a process may forbid itself further ones.
     let Some(why) = mesh.start_where_namespaces_are_forbidden() else {
