@@ -9,4 +9,4 @@ mod sidecar;
 mod status;
 mod unix_sockets;
 
-include!("../../../xtask/skip.rs");
+use meltemi_testkit::skip;

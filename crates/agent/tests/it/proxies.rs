@@ -38,13 +38,6 @@ fn program() -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-async fn free_port() -> u16 {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("bound");
-    listener.local_addr().expect("bound").port()
-}
-
 fn address(port: u16) -> Option<core::Address> {
     Some(core::Address {
         address: Some(core::address::Address::SocketAddress(core::SocketAddress {
@@ -290,13 +283,13 @@ async fn envoy_serves_with_a_certificate_that_rotates_under_it() {
     };
 
     let (port, admin, prometheus, health) = (
-        free_port().await,
-        free_port().await,
-        free_port().await,
-        free_port().await,
+        meltemi_testkit::free_port(),
+        meltemi_testkit::free_port(),
+        meltemi_testkit::free_port(),
+        meltemi_testkit::free_port(),
     );
 
-    let status = SocketAddr::from(([127, 0, 0, 1], free_port().await));
+    let status = SocketAddr::from(([127, 0, 0, 1], meltemi_testkit::free_port()));
     let (peers, options) = bench(port, status, |peers| {
         let mut envoy = EnvoySidecar::new(program, peers.folder());
         (
@@ -345,8 +338,8 @@ async fn envoy_serves_with_a_certificate_that_rotates_under_it() {
 
 #[tokio::test]
 async fn our_proxy_serves_with_a_certificate_that_rotates_under_it() {
-    let port = free_port().await;
-    let status = SocketAddr::from(([127, 0, 0, 1], free_port().await));
+    let port = meltemi_testkit::free_port();
+    let status = SocketAddr::from(([127, 0, 0, 1], meltemi_testkit::free_port()));
     let (peers, options) = bench(port, status, |_| {
         ProxyChoice::Embedded(Embedded::meltemi(ProxyOptions::default()))
     })

@@ -41,13 +41,6 @@ impl EmbeddedProxy for Idle {
     }
 }
 
-async fn free_port() -> SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("bound");
-    listener.local_addr().expect("bound")
-}
-
 #[tokio::test]
 async fn a_sidecar_becomes_ready_and_drains_when_told_to_end() {
     let peers = Peers::start().await;
@@ -66,7 +59,7 @@ async fn a_sidecar_becomes_ready_and_drains_when_told_to_end() {
         extra: Default::default(),
     };
 
-    let status = free_port().await;
+    let status = SocketAddr::from(([127, 0, 0, 1], meltemi_testkit::free_port()));
     let dns = DnsOptions {
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         ..DnsOptions::new(workload.search_domains())

@@ -5,7 +5,7 @@ use meltemi_types::Severity;
 
 #[test]
 fn istios_samples_are_read_without_an_error() {
-    let Some(folder) = crate::shared("istio/samples") else {
+    let Some(folder) = meltemi_testkit::shared_or_skip("istio/samples") else {
         return;
     };
     let (mut objects, mut mesh, mut errors) = (0, 0, Vec::new());
@@ -59,7 +59,8 @@ fn istios_samples_are_read_without_an_error() {
 
 #[test]
 fn bookinfo_says_what_it_says() {
-    let Some(folder) = crate::shared("istio/samples/bookinfo/platform/kube") else {
+    let Some(folder) = meltemi_testkit::shared_or_skip("istio/samples/bookinfo/platform/kube")
+    else {
         return;
     };
     let text = std::fs::read_to_string(folder.join("bookinfo.yaml")).expect("text");

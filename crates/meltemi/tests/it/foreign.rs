@@ -58,14 +58,6 @@ fn answer(mut stream: TcpStream, name: &str) -> std::io::Result<()> {
     }
 }
 
-/// A port that is free now; the listener's address must be known before the proxy binds it.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|socket| socket.local_addr())
-        .expect("a free port")
-        .port()
-}
-
 /// The server in a process of its own, and the file that it serves.
 struct Server {
     dialogue: Dialogue,
@@ -249,7 +241,7 @@ fn scenarios(test: &str, variant: &str) {
         return;
     };
     let (one, two) = (backend("one"), backend("two"));
-    let (port, admin) = (free_port(), free_port());
+    let (port, admin) = (meltemi_testkit::free_port(), meltemi_testkit::free_port());
     let all = |prefix: &str, to: &str| json!({ "match": { "prefix": prefix }, "route": { "cluster": to } });
     let mut world = json!({});
 
@@ -349,7 +341,7 @@ fn scenarios(test: &str, variant: &str) {
     world = good.clone();
     let inline = json!({ "route_config": routes("inline", &json!([bad])) });
     world[LISTENER] = json!([
-        listener("broken", free_port(), &inline),
+        listener("broken", meltemi_testkit::free_port(), &inline),
         listener("way-in", port, &by_rds("others"))
     ]);
 

@@ -27,7 +27,7 @@ mod tour;
 
 use std::path::PathBuf;
 
-include!("../../../xtask/skip.rs");
+use meltemi_testkit::skip;
 
 /// The folder of Istio's samples and CRDs, if it is here: `MELTEMI_SHARED`, else `../shared` beside
 /// the workspace.

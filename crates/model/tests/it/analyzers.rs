@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use meltemi_api::parse_documents;
 use meltemi_model::{BuildOptions, Snapshot, Tables};
@@ -35,23 +34,11 @@ const COVERED: &[(&str, &[&str])] = &[
     ("gateway.SecretAnalyzer", &["IST0101"]),
 ];
 
-fn shared() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folder = std::env::var_os("MELTEMI_SHARED")
-        .map_or_else(|| root.join("../shared"), PathBuf::from)
-        .join("golden/analyze");
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    let why = format!("{} is not there (MELTEMI_SHARED)", folder.display());
-    crate::skip("the_same_objects_get_the_same_codes", &why);
-
-    None
-}
-
 #[test]
 fn the_same_objects_get_the_same_codes() {
-    let Some(folder) = shared() else { return };
+    let Some(folder) = meltemi_testkit::shared_or_skip("golden/analyze") else {
+        return;
+    };
     let cases = fs::read_to_string(folder.join("cases.jsonl")).expect("part of the fixtures");
     let mut wrong = Vec::new();
     let mut seen = 0;

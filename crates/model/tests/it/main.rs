@@ -17,8 +17,6 @@ use std::sync::Arc;
 use meltemi_api::{Object, parse_documents};
 use meltemi_model::{Build, BuildOptions, Labels, Snapshot, Tables};
 
-include!("../../../xtask/skip.rs");
-
 /// A file below `tests/data`.
 fn data(name: &str) -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -2,31 +2,15 @@
 //! lost.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use meltemi_api::parse_documents;
 use meltemi_model::{BuildOptions, Severity, Snapshot, Tables};
 
-fn shared() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folder = std::env::var_os("MELTEMI_SHARED")
-        .map_or_else(|| root.join("../shared"), PathBuf::from)
-        .join("istio/samples/bookinfo");
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    let why = format!("{} is not there (MELTEMI_SHARED)", folder.display());
-    crate::skip(
-        "every_networking_file_of_bookinfo_builds_over_its_platform",
-        &why,
-    );
-
-    None
-}
-
 #[test]
 fn every_networking_file_of_bookinfo_builds_over_its_platform() {
-    let Some(folder) = shared() else { return };
+    let Some(folder) = meltemi_testkit::shared_or_skip("istio/samples/bookinfo") else {
+        return;
+    };
     let platform = fs::read_to_string(folder.join("platform/kube/bookinfo.yaml"))
         .expect("part of the samples");
     let rules = fs::read_to_string(folder.join("networking/destination-rule-all.yaml"))

@@ -4,4 +4,4 @@
 mod harness;
 mod lifecycle;
 
-include!("../../../xtask/skip.rs");
+use meltemi_testkit::skip;

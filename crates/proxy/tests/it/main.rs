@@ -28,4 +28,4 @@ mod tls;
 mod tls_upstream;
 mod xds;
 
-include!("../../../xtask/skip.rs");
+use meltemi_testkit::skip;

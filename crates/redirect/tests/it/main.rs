@@ -3,4 +3,4 @@
 mod golden;
 mod kernel;
 
-include!("../../../xtask/skip.rs");
+use meltemi_testkit::skip;

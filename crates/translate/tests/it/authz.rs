@@ -3,8 +3,6 @@
 //! The folder comes from `MELTEMI_SHARED`, else `../shared` beside the repository; without it the
 //! test says that it was skipped.
 
-use std::path::{Path, PathBuf};
-
 use meltemi_proto::envoy::config::core::v3::CidrRange;
 use meltemi_proto::envoy::config::rbac::v3::{Permission, Principal, Rbac, permission, principal};
 use meltemi_proto::envoy::config::route::v3::{
@@ -22,17 +20,9 @@ use meltemi_proto::unpack;
 use meltemi_translate::{Memo, translate};
 use serde_json::{Value, json};
 
-pub(super) fn golden() -> Option<PathBuf> {
-    let shared = std::env::var_os("MELTEMI_SHARED").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
-        PathBuf::from,
-    );
-    Some(shared.join("golden/authz")).filter(|folder| folder.is_dir())
-}
-
 #[test]
 fn istios_cases_give_equivalent_filters() {
-    let Some(folder) = golden() else {
+    let Some(folder) = meltemi_testkit::shared("golden/authz") else {
         super::skip(
             "istios_cases_give_equivalent_filters",
             "Istio's cases are not here (MELTEMI_SHARED)",

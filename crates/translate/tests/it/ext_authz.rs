@@ -18,7 +18,7 @@ use meltemi_proto::{Any, unpack};
 use meltemi_translate::{Memo, Proxy, Translated, translate};
 use serde_json::{Value, json};
 
-use super::authz::{golden, normal, parts};
+use super::authz::{normal, parts};
 use super::summary::inbound_filters;
 
 const HTTP: [&str; 2] = ["envoy.filters.http.rbac", "envoy.filters.http.ext_authz"];
@@ -61,7 +61,7 @@ fn translated(provider: &str, policies: &str, proxy: &Proxy) -> Translated {
 
 #[test]
 fn istios_custom_cases_give_equivalent_filters() {
-    let Some(folder) = golden() else {
+    let Some(folder) = meltemi_testkit::shared("golden/authz") else {
         super::skip(
             "istios_custom_cases_give_equivalent_filters",
             "Istio's cases are not here (MELTEMI_SHARED)",

@@ -16,7 +16,7 @@ use meltemi_proto::google::protobuf::{Struct, Value, value::Kind};
 use meltemi_proto::{type_url, value_of};
 use meltemi_translate::{Memo, Proxy, Translated, translate};
 
-include!("../../../xtask/skip.rs");
+use meltemi_testkit::skip;
 
 const SHOP: &str = include_str!("data/shop.yaml");
 

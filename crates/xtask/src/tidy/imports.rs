@@ -28,6 +28,9 @@ const WRAPPED: &[(&str, &str)] = &[
 
 /// Stands beside the layers: nothing imports it, and it imports nothing of ours.
 const CHORES: &str = "xtask";
+/// Stands beside the layers: tests import it, nothing that ships does, and it imports nothing of
+/// ours.
+const TESTKIT: &str = "testkit";
 
 pub fn check(workspace: &Workspace) -> Vec<String> {
     workspace
@@ -47,7 +50,7 @@ fn check_member(workspace: &Workspace, member: &Member) -> Vec<String> {
     }
 
     let has_place = match member.layers.len() {
-        0 => name == CHORES,
+        0 => name == CHORES || name == TESTKIT,
         count => count == 1,
     };
     if !has_place {
@@ -82,6 +85,9 @@ fn own_edge(member: &Member, other: &Member) -> Option<String> {
     let (name, on) = (member.name.as_str(), other.name.as_str());
     if name == CHORES || on == CHORES {
         return Some(format!("{name} imports {on}: {CHORES} builds alone"));
+    }
+    if name == TESTKIT || on == TESTKIT {
+        return Some(format!("{name} imports {on}: {TESTKIT} is for tests alone"));
     }
     if DATA_PLANE.contains(&name) && CONFIGURATION.contains(&on) {
         return Some(format!(
@@ -147,6 +153,24 @@ mod tests {
         ];
 
         assert_eq!(found(members), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_testkit_is_for_tests_alone() {
+        let members = vec![
+            member("net", Some(2), &[("testkit", true)]),
+            member("node", Some(4), &[("testkit", false)]),
+            member("testkit", None, &[("types", false)]),
+            member("types", Some(0), &[]),
+        ];
+
+        assert_eq!(
+            found(members),
+            [
+                "node imports testkit: testkit is for tests alone",
+                "testkit imports types: testkit is for tests alone"
+            ]
+        );
     }
 
     #[test]
