@@ -1,4 +1,4 @@
-//! Which filter chain serves a connection: Envoy's order, compiled into a tree.
+//! Finds the filter chain of a connection in a tree that has Envoy's order of conditions.
 //!
 //! Destination port, destination address (longest prefix), server name (exact, then wildcards,
 //! longest first), transport protocol, application protocols, directly connected source, kind of
@@ -16,13 +16,13 @@ use meltemi_proto::envoy::config::listener::v3::filter_chain_match::ConnectionSo
 
 use crate::fast_hash::FastHash;
 
-/// The tree; leaves are numbers of chains.
+/// The tree of conditions. A leaf holds the number of a chain.
 #[derive(Debug, Default)]
 pub(crate) struct ChainTree {
     ports: Branch<u16, PrefixMap<Names>>,
 }
 
-/// Exact keys and what serves all others.
+/// One level of the tree: branches for exact keys, and the branch for all other keys.
 #[derive(Debug)]
 struct Branch<K, V> {
     exact: HashMap<K, V, FastHash>,
@@ -100,7 +100,7 @@ type Applications = Branch<Box<str>, PrefixMap<Kinds>>;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum TransportKey {
     Known(TransportProtocol),
-    /// A word that no inspector of ours produces: such a chain is never taken.
+    /// A name that no listener filter sets, so the chain serves no connection.
     Unknown(Box<str>),
 }
 
@@ -112,12 +112,118 @@ struct Kinds {
     has_any: bool,
 }
 
-/// The number of a chain.
+/// The number of a chain, once one is inserted.
 #[derive(Debug, Default, Clone, Copy)]
 struct Leaf(Option<usize>);
 
-/// How many leaves one match may have: the product of its lists.
+/// The most leaves that one chain's match may need: the product of its lists' lengths.
 const MAX_LEAVES: usize = 1 << 16;
+
+/// A filter chain's match, compiled. Each list is one level of the tree; `None` in a list stands for
+/// any value, and a list that the message leaves empty is `[None]`.
+struct Conditions {
+    port: Option<u16>,
+    destinations: Vec<Option<Cidr>>,
+    names: Vec<Option<Name>>,
+    transport: Option<TransportKey>,
+    applications: Vec<Option<Box<str>>>,
+    direct_sources: Vec<Option<Cidr>>,
+    kind: ConnectionSourceType,
+    sources: Vec<Option<Cidr>>,
+    source_ports: Vec<Option<u16>>,
+}
+
+impl Conditions {
+    fn compile(message: &FilterChainMatch, scope: &mut Scope) -> Result<Self, Rejection> {
+        let FilterChainMatch {
+            destination_port,
+            prefix_ranges,
+            address_suffix,
+            suffix_len,
+            direct_source_prefix_ranges,
+            source_type,
+            source_prefix_ranges,
+            source_ports,
+            server_names,
+            transport_protocol,
+            application_protocols,
+        } = message;
+
+        // Envoy refuses a chain that it would match by less than the message says.
+        if !address_suffix.is_empty() || suffix_len.is_some() {
+            return scope.refuse("address_suffix is not implemented, in Envoy neither");
+        }
+
+        let port = match destination_port {
+            Some(port) => Some(port_of(port.value, scope)?),
+            None => None,
+        };
+
+        let transport = match transport_protocol.as_str() {
+            "" => None,
+            "raw_buffer" => Some(TransportKey::Known(TransportProtocol::RawBuffer)),
+            "tls" => Some(TransportKey::Known(TransportProtocol::Tls)),
+            "quic" => Some(TransportKey::Known(TransportProtocol::Quic)),
+            other => Some(TransportKey::Unknown(other.into())),
+        };
+
+        let kind = ConnectionSourceType::try_from(*source_type)
+            .map_err(|_| scope.reject(format!("unknown source_type {source_type}")))?;
+        let direct = "direct_source_prefix_ranges";
+        let port_in_list = |scope: &mut Scope, port: &u32| port_of(*port, scope);
+        let name_in_list = |scope: &mut Scope, name: &String| server_name(name, scope);
+        let applications = application_protocols
+            .iter()
+            .map(|name| name.as_str().into());
+
+        Ok(Self {
+            port,
+            destinations: ranges("prefix_ranges", prefix_ranges, scope)?,
+            names: or_any(scope.each("server_names", server_names, name_in_list)?),
+            transport,
+            applications: or_any(applications.collect()),
+            direct_sources: ranges(direct, direct_source_prefix_ranges, scope)?,
+            kind,
+            sources: ranges("source_prefix_ranges", source_prefix_ranges, scope)?,
+            source_ports: or_any(scope.each("source_ports", source_ports, port_in_list)?),
+        })
+    }
+
+    /// The number of leaves that these conditions need; `None` if it does not fit a `usize`.
+    fn leaves(&self) -> Option<usize> {
+        let lists = [
+            self.destinations.len(),
+            self.names.len(),
+            self.applications.len(),
+            self.direct_sources.len(),
+            self.sources.len(),
+            self.source_ports.len(),
+        ];
+
+        let mut lengths = lists.into_iter();
+        lengths.try_fold(1usize, |product, length| product.checked_mul(length))
+    }
+
+    /// Puts the chain's number into the leaves of all sources.
+    fn insert_sources(
+        &self,
+        by_source: &mut PrefixMap<Branch<u16, Leaf>>,
+        chain: usize,
+        scope: &Scope,
+    ) -> Result<(), Rejection> {
+        for source in &self.sources {
+            for port in &self.source_ports {
+                let leaf = by_source.entry(*source).entry(*port);
+                if leaf.0.is_some_and(|taken| taken != chain) {
+                    return scope.refuse("another filter chain has the same matching rules");
+                }
+                leaf.0 = Some(chain);
+            }
+        }
+
+        Ok(())
+    }
+}
 
 impl ChainTree {
     /// Adds a chain; two chains must not have the same conditions.
@@ -128,113 +234,23 @@ impl ChainTree {
         scope: &mut Scope,
     ) -> Result<(), Rejection> {
         let empty = FilterChainMatch::default();
-        let message = message.unwrap_or(&empty);
-        if !message.address_suffix.is_empty() || message.suffix_len.is_some() {
-            return scope.refuse("address_suffix is not implemented, in Envoy neither");
-        }
-        let port = match &message.destination_port {
-            Some(port) => Some(port_of(port.value, scope)?),
-            None => None,
-        };
-
-        let destinations = ranges("prefix_ranges", &message.prefix_ranges, scope)?;
-        let direct = ranges(
-            "direct_source_prefix_ranges",
-            &message.direct_source_prefix_ranges,
-            scope,
-        )?;
-
-        let sources = ranges("source_prefix_ranges", &message.source_prefix_ranges, scope)?;
-        let source_ports = or_any(scope.each(
-            "source_ports",
-            &message.source_ports,
-            |scope, port| port_of(*port, scope),
-        )?);
-
-        let names = or_any(
-            scope.each("server_names", &message.server_names, |scope, name| {
-                server_name(name, scope)
-            })?,
-        );
-
-        let applications: Vec<Option<Box<str>>> = or_any(
-            message
-                .application_protocols
-                .iter()
-                .map(|name| name.as_str().into())
-                .collect(),
-        );
-
-        let transport = match message.transport_protocol.as_str() {
-            "" => None,
-            "raw_buffer" => Some(TransportKey::Known(TransportProtocol::RawBuffer)),
-            "tls" => Some(TransportKey::Known(TransportProtocol::Tls)),
-            "quic" => Some(TransportKey::Known(TransportProtocol::Quic)),
-            other => Some(TransportKey::Unknown(other.into())),
-        };
-
-        let kind = ConnectionSourceType::try_from(message.source_type)
-            .map_err(|_| scope.reject(format!("unknown source_type {}", message.source_type)))?;
-        let leaves = [
-            destinations.len(),
-            names.len(),
-            applications.len(),
-            direct.len(),
-            sources.len(),
-            source_ports.len(),
-        ];
-
-        if leaves
-            .iter()
-            .try_fold(1usize, |product, length| product.checked_mul(*length))
-            .is_none_or(|n| n > MAX_LEAVES)
-        {
+        let conditions = Conditions::compile(message.unwrap_or(&empty), scope)?;
+        if conditions.leaves().is_none_or(|leaves| leaves > MAX_LEAVES) {
             return scope.refuse(format!(
                 "filter_chain_match stands for more than {MAX_LEAVES} combinations"
             ));
         }
 
-        for destination in &destinations {
-            let by_name = self.ports.entry(port).entry(*destination);
-            for name in &names {
-                let transports = match name {
-                    Some(Name::Exact(name)) => by_name.exact.entry(name.clone()).or_default(),
-                    Some(Name::Wildcard(suffix)) => {
-                        by_name.wildcard.entry(suffix.clone()).or_default()
-                    }
-                    None => by_name.any.get_or_insert_default(),
-                };
-
-                for application in &applications {
-                    let by_direct = transports
-                        .entry(transport.clone())
-                        .entry(application.clone());
-                    for direct in &direct {
+        for destination in &conditions.destinations {
+            let by_name = self.ports.entry(conditions.port).entry(*destination);
+            for name in &conditions.names {
+                let transports = by_name.entry(name.as_ref());
+                let by_application = transports.entry(conditions.transport.clone());
+                for application in &conditions.applications {
+                    let by_direct = by_application.entry(application.clone());
+                    for direct in &conditions.direct_sources {
                         let kinds = by_direct.entry(*direct);
-                        let by_source = match kind {
-                            ConnectionSourceType::Any => {
-                                kinds.has_any = true;
-                                &mut kinds.any
-                            }
-                            ConnectionSourceType::SameIpOrLoopback => {
-                                kinds.local.get_or_insert_default()
-                            }
-                            ConnectionSourceType::External => {
-                                kinds.external.get_or_insert_default()
-                            }
-                        };
-
-                        for source in &sources {
-                            for port in &source_ports {
-                                let leaf = by_source.entry(*source).entry(*port);
-                                if leaf.0.is_some_and(|taken| taken != chain) {
-                                    return scope.refuse(
-                                        "another filter chain has the same matching rules",
-                                    );
-                                }
-                                leaf.0 = Some(chain);
-                            }
-                        }
+                        conditions.insert_sources(kinds.entry(conditions.kind), chain, scope)?;
                     }
                 }
             }
@@ -276,6 +292,15 @@ impl ChainTree {
 }
 
 impl Names {
+    fn entry(&mut self, name: Option<&Name>) -> &mut Transports {
+        match name {
+            Some(Name::Exact(name)) => self.exact.entry(name.clone()).or_default(),
+            Some(Name::Wildcard(suffix)) => self.wildcard.entry(suffix.clone()).or_default(),
+            None => self.any.get_or_insert_default(),
+        }
+    }
+
+    /// The branch of a server name: exact, then the longest wildcard, then any name.
     fn find(&self, name: &str) -> Option<&Transports> {
         let named = !self.exact.is_empty() || !self.wildcard.is_empty();
         if named && !name.is_empty() {
@@ -297,6 +322,19 @@ impl Names {
 }
 
 impl Kinds {
+    fn entry(&mut self, kind: ConnectionSourceType) -> &mut PrefixMap<Branch<u16, Leaf>> {
+        match kind {
+            ConnectionSourceType::Any => {
+                self.has_any = true;
+                &mut self.any
+            }
+            ConnectionSourceType::SameIpOrLoopback => self.local.get_or_insert_default(),
+            ConnectionSourceType::External => self.external.get_or_insert_default(),
+        }
+    }
+
+    /// The branch of a connection's kind of source. A chain for the kind itself goes before chains
+    /// for any kind.
     fn find(&self, conn: &ConnInfo) -> Option<&PrefixMap<Branch<u16, Leaf>>> {
         if self.local.is_some() || self.external.is_some() {
             let remote = conn.remote.ip();

@@ -175,110 +175,112 @@ fn check_ports(spec: &ServiceEntry, at: &mut Report) {
 }
 
 fn check_resolution(spec: &ServiceEntry, at: &mut Report) {
-    let ServiceEntry {
-        hosts,
-        resolution,
-        endpoints,
-        ..
-    } = spec;
+    match spec.resolution {
+        Resolution::None => check_without_resolution(spec, at),
+        Resolution::Static => check_static(spec, at),
+        Resolution::Dns | Resolution::DnsRoundRobin => check_dns(spec, at),
+        Resolution::DynamicDns => check_dynamic_dns(spec, at),
+    }
+}
 
-    let wildcard = hosts.iter().any(|host| host.starts_with('*'));
-    match resolution {
-        Resolution::None => {
-            if !endpoints.is_empty() {
-                at.field("endpoints", |at| {
-                    at.error(
-                        CONFLICT,
-                        "NONE mode cannot set endpoints",
-                        "use resolution STATIC or DNS",
-                    )
-                });
-            }
-        }
-        Resolution::Static => {
-            at.each("endpoints", endpoints, |endpoint, at| {
-                if !endpoint.address.is_empty()
-                    && !endpoint.address.starts_with("unix://")
-                    && !is_ip(&endpoint.address)
-                {
-                    at.field("address", |at| {
-                        at.error(
-                            INVALID,
-                            format!(
-                                "endpoint address {:?} is not an IP address",
-                                shorten(&endpoint.address)
-                            ),
-                            "use resolution DNS",
-                        );
-                    });
-                }
-            });
+fn check_without_resolution(spec: &ServiceEntry, at: &mut Report) {
+    if !spec.endpoints.is_empty() {
+        at.field("endpoints", |at| {
+            at.error(
+                CONFLICT,
+                "NONE mode cannot set endpoints",
+                "use resolution STATIC or DNS",
+            )
+        });
+    }
+}
 
-            if endpoints.is_empty() && spec.workload_selector.is_none() {
-                at.field("endpoints", |at| {
-                    at.warn(
-                        DOUBTFUL,
-                        "STATIC resolution without endpoints: calls end with 503",
-                        "add endpoints",
-                    )
-                });
-            }
-        }
-        Resolution::Dns | Resolution::DnsRoundRobin => {
-            let word = resolution.as_str();
-            if endpoints.is_empty() && spec.workload_selector.is_none() && wildcard {
-                at.field("hosts", |at| {
-                    let message = format!(
-                        "hosts must be FQDN if no endpoints are provided for resolution mode {word}"
-                    );
-                    at.error(
-                        CONFLICT,
-                        message,
-                        "name the hosts, add endpoints, or use resolution DYNAMIC_DNS or NONE",
-                    );
-                });
-            }
-
-            if *resolution == Resolution::DnsRoundRobin && endpoints.len() > 1 {
-                at.field("endpoints", |at| {
-                    at.error(
-                        CONFLICT,
-                        "DNS_ROUND_ROBIN mode cannot have multiple endpoints",
-                        "keep one, or use resolution DNS",
-                    )
-                });
-            }
-
-            at.each("endpoints", endpoints, |endpoint, at| {
-                if endpoint.address.starts_with("unix://") {
-                    at.field("address", |at| {
-                        at.error(
-                            CONFLICT,
-                            format!("unix sockets cannot be resolved by {word}"),
-                            "use resolution STATIC",
-                        )
-                    });
-                }
+fn check_static(spec: &ServiceEntry, at: &mut Report) {
+    at.each("endpoints", &spec.endpoints, |endpoint, at| {
+        let address = &endpoint.address;
+        if !address.is_empty() && !address.starts_with("unix://") && !is_ip(address) {
+            let message = format!(
+                "endpoint address {:?} is not an IP address",
+                shorten(address)
+            );
+            at.field("address", |at| {
+                at.error(INVALID, message, "use resolution DNS");
             });
         }
-        Resolution::DynamicDns => {
-            if !endpoints.is_empty() || spec.workload_selector.is_some() {
+    });
+
+    if !has_endpoints(spec) {
+        at.field("endpoints", |at| {
+            at.warn(
+                DOUBTFUL,
+                "STATIC resolution without endpoints: calls end with 503",
+                "add endpoints",
+            )
+        });
+    }
+}
+
+fn check_dns(spec: &ServiceEntry, at: &mut Report) {
+    let word = spec.resolution.as_str();
+
+    // Without endpoints the hosts themselves are resolved, and a wildcard is no name to resolve.
+    let has_wildcard = spec.hosts.iter().any(|host| host.starts_with('*'));
+    if has_wildcard && !has_endpoints(spec) {
+        let message =
+            format!("hosts must be FQDN if no endpoints are provided for resolution mode {word}");
+        at.field("hosts", |at| {
+            at.error(
+                CONFLICT,
+                message,
+                "name the hosts, add endpoints, or use resolution DYNAMIC_DNS or NONE",
+            );
+        });
+    }
+
+    if spec.resolution == Resolution::DnsRoundRobin && spec.endpoints.len() > 1 {
+        at.field("endpoints", |at| {
+            at.error(
+                CONFLICT,
+                "DNS_ROUND_ROBIN mode cannot have multiple endpoints",
+                "keep one, or use resolution DNS",
+            )
+        });
+    }
+
+    at.each("endpoints", &spec.endpoints, |endpoint, at| {
+        if endpoint.address.starts_with("unix://") {
+            at.field("address", |at| {
                 at.error(
                     CONFLICT,
-                    "DYNAMIC_DNS mode cannot set endpoints or workloadSelector",
-                    "remove them, or use resolution DNS",
-                );
-            }
-
-            if spec.location == Location::MeshInternal {
-                at.field("location", |at| {
-                    at.error(
-                        CONFLICT,
-                        "DYNAMIC_DNS is only supported for MESH_EXTERNAL",
-                        "use MESH_EXTERNAL",
-                    )
-                });
-            }
+                    format!("unix sockets cannot be resolved by {word}"),
+                    "use resolution STATIC",
+                )
+            });
         }
+    });
+}
+
+fn check_dynamic_dns(spec: &ServiceEntry, at: &mut Report) {
+    if has_endpoints(spec) {
+        at.error(
+            CONFLICT,
+            "DYNAMIC_DNS mode cannot set endpoints or workloadSelector",
+            "remove them, or use resolution DNS",
+        );
     }
+
+    if spec.location == Location::MeshInternal {
+        at.field("location", |at| {
+            at.error(
+                CONFLICT,
+                "DYNAMIC_DNS is only supported for MESH_EXTERNAL",
+                "use MESH_EXTERNAL",
+            )
+        });
+    }
+}
+
+/// Whether the entry lists endpoints or selects workloads as endpoints.
+fn has_endpoints(spec: &ServiceEntry) -> bool {
+    !spec.endpoints.is_empty() || spec.workload_selector.is_some()
 }

@@ -23,11 +23,6 @@ const LONG: &[(&str, &str, &str)] = &[
     ("api/src/validate/gateway.rs", "check_tls", TABLE),
     ("api/src/validate/security.rs", "check_rule", TABLE),
     (
-        "api/src/validate/service_entry.rs",
-        "check_resolution",
-        TO_CUT,
-    ),
-    (
         "api/src/validate/virtual_service.rs",
         "check_http_route",
         TABLE,
@@ -48,7 +43,6 @@ const LONG: &[(&str, &str, &str)] = &[
     ("proto/src/json.rs", "own_files", TABLE),
     ("proxy/src", "answer", TABLE),
     ("proxy/src", "fact", TABLE),
-    ("proxy-config/src/chain_match.rs", "insert", TO_CUT),
     ("proxy-config/src/http/compile.rs", "check_fields", TABLE),
 ];
 
