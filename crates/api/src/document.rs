@@ -137,6 +137,7 @@ pub fn object_from_value(value: Value) -> Parsed {
 /// Kind and name of a document that does not parse, as far as its lines show them.
 fn guess(text: &str) -> ObjectRef {
     let mut object = ObjectRef::default();
+    let mut api_version = String::new();
     for line in text.lines().take(200) {
         let value = |key: &str| {
             line.strip_prefix(key)
@@ -145,6 +146,8 @@ fn guess(text: &str) -> ObjectRef {
 
         if let (Some(kind), true) = (value("kind:"), object.kind.is_empty()) {
             object.kind = kind;
+        } else if let (Some(version), true) = (value("apiVersion:"), api_version.is_empty()) {
+            api_version = version;
         } else if let (Some(name), true) = (value("  name:"), object.name.is_empty()) {
             object.name = name;
         } else if let (Some(namespace), true) = (value("  namespace:"), object.namespace.is_empty())
@@ -157,7 +160,10 @@ fn guess(text: &str) -> ObjectRef {
         object.namespace = "default".to_owned();
     }
 
-    object
+    match Kind::recognise(&api_version, &object.kind) {
+        Recognised::Kind(kind) => kind.object_ref(object.namespace, object.name),
+        Recognised::WrongVersion(_) | Recognised::WrongGroup(_) => object,
+    }
 }
 
 fn read_document(

@@ -343,6 +343,16 @@ impl Kind {
         self.row().map_or(&[], |row| row.4)
     }
 
+    /// An object of this kind, as diagnostics name it. A kind that the mesh does not read is named
+    /// with its group: the Gateway API's `Gateway` is another kind than Istio's.
+    pub fn object_ref(&self, namespace: impl Into<String>, name: impl Into<String>) -> ObjectRef {
+        let object = ObjectRef::new(self.word(), namespace, name);
+        match self {
+            Self::Other(_) => object.in_group(self.group()),
+            _ => object,
+        }
+    }
+
     /// Whether it belongs to Istio's API, so that unknown fields are errors.
     pub fn is_mesh(&self) -> bool {
         !matches!(self, Self::Other(_)) && self.group().ends_with("istio.io")
@@ -375,15 +385,17 @@ pub fn not_found(resource: &str, namespace: &str, name: &str) -> String {
     format!("{resource} {name:?} not found{place}")
 }
 
+/// `Gateway` for the mesh's kind, `Gateway.gateway.networking.k8s.io` for a kind that the mesh does
+/// not read.
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
+        f.write_str(&self.object_ref("", "").qualified_kind())
     }
 }
 
 impl Serialize for Kind {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.word())
+        serializer.collect_str(self)
     }
 }
 
@@ -410,7 +422,8 @@ impl ObjectKey {
 
     /// The object as diagnostics name it.
     pub fn object_ref(&self) -> ObjectRef {
-        ObjectRef::new(self.kind.word(), self.namespace.clone(), self.name.clone())
+        self.kind
+            .object_ref(self.namespace.as_str(), self.name.as_str())
     }
 }
 

@@ -165,11 +165,8 @@ impl Object {
 
     /// The object as diagnostics name it.
     pub fn object_ref(&self) -> ObjectRef {
-        ObjectRef::new(
-            self.kind.word(),
-            self.meta.namespace.clone(),
-            self.meta.name.clone(),
-        )
+        self.kind
+            .object_ref(self.meta.namespace.as_str(), self.meta.name.as_str())
     }
 
     /// A diagnostic about a field of this object; for lowering, analysis and translation.

@@ -187,13 +187,14 @@ pub(crate) fn namespaces(current: &OsStr) -> Vec<CompletionCandidate> {
         (mesh.node().list().await.unwrap_or_default(), configured)
     });
 
-    let configured = configured
-        .items
-        .into_iter()
-        .map(|item| match item.object.kind.as_str() {
-            "Namespace" => item.object.name,
-            _ => item.object.namespace,
-        });
+    let configured =
+        configured
+            .items
+            .into_iter()
+            .map(|item| match item.object.qualified_kind().as_str() {
+                "Namespace" => item.object.name,
+                _ => item.object.namespace,
+            });
 
     let all = running
         .into_iter()

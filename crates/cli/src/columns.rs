@@ -30,7 +30,8 @@ pub(crate) fn needs_live(kind: &str) -> bool {
 /// same headings.
 pub(crate) fn columns(item: &ObjectView, live: &Live, wide: bool) -> Vec<(&'static str, String)> {
     let spec = &item.value["spec"];
-    let mut columns = match item.object.kind.as_str() {
+    let kind = item.object.qualified_kind();
+    let mut columns = match kind.as_str() {
         "VirtualService" => vec![
             ("GATEWAYS", json(&spec["gateways"])),
             ("HOSTS", json(&spec["hosts"])),
@@ -63,7 +64,7 @@ pub(crate) fn columns(item: &ObjectView, live: &Live, wide: bool) -> Vec<(&'stat
 
     columns.push(("AGE", age_of(item)));
     if wide {
-        columns.extend(match item.object.kind.as_str() {
+        columns.extend(match kind.as_str() {
             "Service" => vec![("SELECTOR", labels(&spec["selector"]))],
             "Pod" => vec![
                 ("IP", word(&item.value["status"]["podIP"])),

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, ensure};
 use meltemi_admin_api::{Action, ApplyResponse, ClientError, ObjectSelector, ObjectView};
 use meltemi_api::{Kind, not_found};
+use meltemi_types::ObjectRef;
 
 use crate::args::{ApplyArgs, DeleteArgs, GetArgs};
 use crate::columns::{Live, columns, needs_live};
@@ -37,7 +38,7 @@ pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
             {
                 output::line(format_args!(
                     "{}/{}",
-                    applied.object.kind.to_lowercase(),
+                    resource(&applied.object),
                     applied.object.name
                 ))?;
             }
@@ -148,7 +149,7 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
             for item in &items {
                 output::line(format_args!(
                     "{}/{}",
-                    item.object.kind.to_lowercase(),
+                    resource(&item.object),
                     item.object.name
                 ))?;
             }
@@ -274,10 +275,16 @@ fn labels(item: &ObjectView) -> BTreeMap<&str, &str> {
         .collect()
 }
 
+/// The kind as kubectl prints it before a name: `virtualservice`,
+/// `httproute.gateway.networking.k8s.io`.
+fn resource(object: &ObjectRef) -> String {
+    object.qualified_kind().to_lowercase()
+}
+
 /// One table per kind. If there are several kinds, names are prefixed with their kind.
 fn tables(items: &[ObjectView], live: &Live, all_namespaces: bool, wide: bool) -> String {
     let by_kind: Vec<&[ObjectView]> = items
-        .chunk_by(|a, b| a.object.kind == b.object.kind)
+        .chunk_by(|a, b| a.object.qualified_kind() == b.object.qualified_kind())
         .collect();
     let is_mixed = by_kind.len() > 1;
     let table_of = |items: &&[ObjectView]| {
@@ -285,7 +292,7 @@ fn tables(items: &[ObjectView], live: &Live, all_namespaces: bool, wide: bool) -
         for (index, item) in items.iter().enumerate() {
             let object = &item.object;
             let name = match is_mixed {
-                true => format!("{}/{}", object.kind.to_lowercase(), object.name),
+                true => format!("{}/{}", resource(object), object.name),
                 false => object.name.clone(),
             };
 
@@ -323,7 +330,7 @@ fn print(response: &ApplyResponse) -> Result<()> {
             String::new()
         };
 
-        let (kind, name) = (applied.object.kind.to_lowercase(), &applied.object.name);
+        let (kind, name) = (resource(&applied.object), &applied.object.name);
         output::line(format_args!(
             "{kind}/{name} {}{place}{suffix}",
             applied.action
@@ -362,7 +369,6 @@ fn selectors_of(sources: &Sources, namespace: &str) -> Result<Vec<ObjectSelector
 #[cfg(test)]
 mod tests {
     use super::*;
-    use meltemi_types::ObjectRef;
 
     fn item(kind: &str, name: &str) -> ObjectView {
         let value = serde_json::json!({"metadata": {"creationTimestamp": "2999-01-01T00:00:00Z"}, "spec": {"host": "x"}});
@@ -371,6 +377,24 @@ mod tests {
             value,
             ..ObjectView::default()
         }
+    }
+
+    #[test]
+    fn two_kinds_of_one_word_are_told_apart() {
+        let mut foreign = item("Gateway", "web");
+        foreign.object = foreign.object.in_group("gateway.networking.k8s.io");
+        foreign.value["spec"] = serde_json::json!({"gatewayClassName": "istio"});
+
+        assert_eq!(
+            tables(
+                &[item("Gateway", "web"), foreign],
+                &Live::default(),
+                false,
+                false
+            ),
+            "NAME          SELECTOR   PORTS   HOSTS   AGE\ngateway/web   <none>     -       []      0s\n\n\
+             NAME                                    AGE\ngateway.gateway.networking.k8s.io/web   0s\n"
+        );
     }
 
     #[test]

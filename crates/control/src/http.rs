@@ -282,7 +282,7 @@ impl Api {
     fn status(&self, world: &World, with_versions: bool) -> Status {
         let mut objects = std::collections::BTreeMap::new();
         for object in world.tables.iter() {
-            *objects.entry(object.kind.word().to_owned()).or_insert(0) += 1;
+            *objects.entry(object.kind.to_string()).or_insert(0) += 1;
         }
         Status {
             version: version(),

@@ -31,6 +31,10 @@ impl fmt::Display for Severity {
 pub struct ObjectRef {
     /// For example `VirtualService`; empty where the text was not an object at all.
     pub kind: String,
+    /// The API group of a kind that the mesh does not read, such as `gateway.networking.k8s.io`.
+    /// Empty for the mesh's kinds, whose word alone names them.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub group: String,
     /// Empty for cluster-scoped kinds.
     pub namespace: String,
     /// The object's name; empty if it has none.
@@ -38,7 +42,7 @@ pub struct ObjectRef {
 }
 
 impl ObjectRef {
-    /// Names an object.
+    /// Names an object of one of the mesh's kinds.
     pub fn new(
         kind: impl Into<String>,
         namespace: impl Into<String>,
@@ -46,18 +50,37 @@ impl ObjectRef {
     ) -> Self {
         Self {
             kind: kind.into(),
+            group: String::new(),
             namespace: namespace.into(),
             name: name.into(),
+        }
+    }
+
+    /// Adds the API group of a kind that the mesh does not read.
+    pub fn in_group(self, group: impl Into<String>) -> Self {
+        Self {
+            group: group.into(),
+            ..self
+        }
+    }
+
+    /// `VirtualService`, or `HTTPRoute.gateway.networking.k8s.io` for a kind that the mesh does not
+    /// read.
+    pub fn qualified_kind(&self) -> String {
+        match self.group.as_str() {
+            "" => self.kind.clone(),
+            group => format!("{}.{group}", self.kind),
         }
     }
 }
 
 impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.qualified_kind())?;
         match (self.namespace.is_empty(), self.name.is_empty()) {
-            (_, true) => f.write_str(&self.kind),
-            (true, false) => write!(f, "{}/{}", self.kind, self.name),
-            (false, false) => write!(f, "{}/{}.{}", self.kind, self.name, self.namespace),
+            (_, true) => Ok(()),
+            (true, false) => write!(f, "/{}", self.name),
+            (false, false) => write!(f, "/{}.{}", self.name, self.namespace),
         }
     }
 }

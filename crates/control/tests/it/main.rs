@@ -414,6 +414,69 @@ async fn objects_are_applied_shown_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_gateways_of_two_groups_are_two_objects() {
+    let mesh = Mesh::start().await;
+    let admin = mesh.admin();
+    let istio = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: web}\n\
+                 spec: {servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: [a.example]}]}\n";
+    let kubernetes = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: web}\n\
+                      spec: {gatewayClassName: istio}\n";
+    let select = |kind: &str| ObjectSelector {
+        kind: kind.into(),
+        ns: "default".into(),
+        name: "web".into(),
+    };
+
+    let text = format!("{istio}---\n{kubernetes}");
+    let response = admin.apply(text, "default", false).await.expect("answers");
+    let created: Vec<String> = response
+        .objects
+        .iter()
+        .map(|a| a.object.to_string())
+        .collect();
+    assert_eq!(
+        created,
+        [
+            "Gateway/web.default",
+            "Gateway.gateway.networking.k8s.io/web.default"
+        ]
+    );
+
+    // The warning that the mesh does not read a kind belongs to the object of that kind alone.
+    let kinds = ["gateways", "gateways.gateway.networking.k8s.io"];
+    for (kind, field, warnings) in [(kinds[0], "servers", 0), (kinds[1], "gatewayClassName", 1)] {
+        let found = admin.objects(&select(kind)).await.expect("answers").items;
+        assert_eq!(found.len(), 1, "{kind}");
+        assert!(found[0].value["spec"].get(field).is_some(), "{kind}");
+        let unread = found[0].diagnostics.iter().filter(|d| d.code == "MEL0106");
+        assert_eq!(unread.count(), warnings, "{kind}");
+    }
+
+    // Each is deleted by its own name, and the other one stays.
+    let deleted = admin
+        .delete(&select(kinds[0]), false)
+        .await
+        .expect("answers");
+    assert_eq!(deleted.objects[0].object.group, "");
+    let left = admin
+        .objects(&select(kinds[1]))
+        .await
+        .expect("answers")
+        .items;
+    assert_eq!(left.len(), 1);
+    assert!(
+        admin
+            .objects(&select(kinds[0]))
+            .await
+            .expect("answers")
+            .items
+            .is_empty()
+    );
+
+    mesh.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_object_of_a_text_stands_for_itself() {
     let mesh = Mesh::start().await;
     let admin = mesh.admin();
@@ -448,7 +511,7 @@ async fn each_object_of_a_text_stands_for_itself() {
 
     let expected = [
         "ServiceAccount/a.default created",
-        "HTTPRoute/way.default created",
+        "HTTPRoute.gateway.networking.k8s.io/way.default created",
         "ServiceAccount/a.default configured",
         "ServiceAccount/b.default created",
         "VirtualService/bad.default refused",
@@ -514,7 +577,10 @@ async fn each_object_of_a_text_stands_for_itself() {
 
     assert_eq!(
         (again.ok, tell(&again)),
-        (true, vec!["HTTPRoute/way.default unchanged".to_owned()])
+        (
+            true,
+            vec!["HTTPRoute.gateway.networking.k8s.io/way.default unchanged".to_owned()]
+        )
     );
 
     assert_eq!(again.diagnostics[0].code, "MEL0106");

@@ -283,7 +283,7 @@ fn tell(
 }
 
 fn object_of<'a>(snapshot: &'a Snapshot, reference: &ObjectRef) -> Option<&'a Object> {
-    let kind = Kind::from_word(&reference.kind)?;
+    let kind = Kind::from_word(&reference.qualified_kind())?;
     snapshot
         .tables
         .get(&ObjectKey::new(kind, &reference.namespace, &reference.name))

@@ -34,7 +34,7 @@ pub(crate) enum Content {
     /// New or changed.
     Text(String),
     /// It is there, and cannot be read.
-    Unreadable(Diagnostic),
+    Unreadable(Box<Diagnostic>),
     /// It is gone.
     Gone,
 }
@@ -193,12 +193,12 @@ impl Scanner {
                     },
                 );
 
-                Some(Content::Unreadable(finding(
+                Some(Content::Unreadable(Box::new(finding(
                     &file.path,
                     Severity::Error,
                     message,
                     "make the file readable; until then the last good versions of its objects stay in force",
-                )))
+                ))))
             }
         }
     }

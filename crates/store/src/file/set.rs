@@ -60,7 +60,7 @@ impl FileSet {
             Content::Unreadable(finding) => FileState {
                 objects: before,
                 doubles: Vec::new(),
-                findings: vec![finding],
+                findings: vec![*finding],
             },
             Content::Text(text) => read(&file, &text, before),
         };
@@ -240,9 +240,10 @@ fn may_be_unreadable(key: &ObjectKey, findings: &[Diagnostic], unreadable: usize
         .collect();
 
     let fits = |finding: &&Diagnostic| {
-        finding.object.kind == key.kind.word()
-            && finding.object.name == key.name
-            && (finding.object.namespace == key.namespace || !key.kind.is_namespaced())
+        let wanted = key.object_ref();
+        finding.object.qualified_kind() == wanted.qualified_kind()
+            && finding.object.name == wanted.name
+            && (finding.object.namespace == wanted.namespace || !key.kind.is_namespaced())
     };
 
     named.len() < unreadable || named.iter().any(fits)
