@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use meltemi_types::{GrpcCode, Labels, Selector};
@@ -495,12 +494,4 @@ pub struct L4Match {
     pub destination_subnets: Vec<Cidr>,
     /// Port, client and gateway.
     pub source: SourceMatch,
-}
-
-impl L4Match {
-    /// Whether a destination address fits.
-    pub fn admits_destination(&self, ip: IpAddr) -> bool {
-        self.destination_subnets.is_empty()
-            || self.destination_subnets.iter().any(|net| net.contains(ip))
-    }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use meltemi_types::{ObjectRef, Selector};
 
@@ -202,44 +201,11 @@ impl AuthorizationPolicies {
     }
 }
 
-/// One RequestAuthentication.
+/// One RequestAuthentication. Its rules are not read yet: no proxy checks tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RequestAuthentication {
     /// The object.
     pub origin: Origin,
     /// Which workloads.
     pub target: PolicyTarget,
-    /// Accepted tokens.
-    pub rules: Vec<JwtRule>,
-}
-
-/// jwtRules[].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct JwtRule {
-    /// iss.
-    pub issuer: String,
-    /// Any of these aud; empty does not matter.
-    pub audiences: Vec<String>,
-    /// Where the keys are fetched; empty if inline or discovered.
-    pub jwks_uri: String,
-    /// The keys themselves.
-    pub jwks: String,
-    /// Headers that carry the token: name and prefix.
-    pub from_headers: Vec<(String, String)>,
-    /// Query parameters that carry it.
-    pub from_params: Vec<String>,
-    /// Cookies that carry it.
-    pub from_cookies: Vec<String>,
-    /// Header for the verified payload; empty for none.
-    pub output_payload_to_header: String,
-    /// Headers for verified claims: header and claim.
-    pub output_claim_to_headers: Vec<(String, String)>,
-    /// Whether the token is passed on.
-    pub forward_original_token: bool,
-    /// For fetching keys; `None` is 5 s.
-    pub timeout: Option<Duration>,
-    /// Claims that are lists separated by spaces, besides `scope` and `permission`.
-    pub space_delimited_claims: Vec<String>,
-    /// A request without token is refused, too (presence: REQUIRED).
-    pub is_required: bool,
 }

@@ -18,8 +18,7 @@ use meltemi_types::Diagnostic;
 use crate::lower::Lowered;
 use crate::tables::Tables;
 use crate::{
-    AuthorizationPolicy, ChangeSet, DestinationRule, Gateway, MeshSettings, NamespacedName,
-    PeerAuthentication, RequestAuthentication, Sidecar, SidecarScope, Telemetry,
+    ChangeSet, Gateway, MeshSettings, NamespacedName, PeerAuthentication, Sidecar, SidecarScope,
 };
 use build::LoweredKinds;
 use endpoints::EndpointTable;
@@ -95,33 +94,9 @@ impl Snapshot {
         values(&self.lowered.sidecars)
     }
 
-    /// Every DestinationRule as written, before merging.
-    pub fn written_destination_rules(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
-        values(&self.lowered.destination_rules)
-    }
-
     /// Every PeerAuthentication.
     pub fn written_peer_authentications(&self) -> impl Iterator<Item = &Arc<PeerAuthentication>> {
         values(&self.lowered.peer_authentications)
-    }
-
-    /// Every AuthorizationPolicy.
-    pub fn written_authorization_policies(
-        &self,
-    ) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
-        values(&self.lowered.authorization_policies)
-    }
-
-    /// Every RequestAuthentication.
-    pub fn written_request_authentications(
-        &self,
-    ) -> impl Iterator<Item = &Arc<RequestAuthentication>> {
-        values(&self.lowered.request_authentications)
-    }
-
-    /// Every Telemetry.
-    pub fn written_telemetries(&self) -> impl Iterator<Item = &Arc<Telemetry>> {
-        values(&self.lowered.telemetries)
     }
 }
 

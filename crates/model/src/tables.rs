@@ -3,7 +3,7 @@
 //! A clone costs one pointer for each kind, and a kind that did not change keeps its allocation, so
 //! a build sees by pointer comparison what it need not look at.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use meltemi_api::{Kind, Object, ObjectKey};
@@ -78,41 +78,6 @@ impl Tables {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// Whether the objects of a kind are the same as in `other`: true only if nothing was applied
-    /// or removed since one was cloned from the other.
-    pub fn is_same(&self, kind: &Kind, other: &Self) -> bool {
-        let (own, others) = (self.table(kind), other.table(kind));
-        Arc::ptr_eq(own, others) || (own.is_empty() && others.is_empty())
-    }
-
-    /// The objects that differ from `other`: added, replaced or gone.
-    pub fn changed_since(&self, other: &Self) -> BTreeSet<ObjectKey> {
-        let kinds: BTreeSet<&Kind> = self.by_kind.keys().chain(other.by_kind.keys()).collect();
-        let mut changed = BTreeSet::new();
-        for kind in kinds.into_iter().filter(|kind| !self.is_same(kind, other)) {
-            let (own, others) = (self.table(kind), other.table(kind));
-            let is_held = |name: &NamespacedName, object: &Arc<Object>| {
-                others
-                    .get(name)
-                    .is_some_and(|held| Arc::ptr_eq(held, object))
-            };
-
-            let newer = own
-                .iter()
-                .filter(|(name, object)| !is_held(name, object))
-                .map(|(name, _)| name);
-
-            let gone = others.keys().filter(|name| !own.contains_key(*name));
-            changed.extend(
-                newer
-                    .chain(gone)
-                    .map(|name| ObjectKey::new(kind.clone(), &name.namespace, &name.name)),
-            );
-        }
-
-        changed
     }
 }
 

@@ -6,7 +6,7 @@ use meltemi_api::{Object, Spec};
 use meltemi_types::{Diagnostic, Labels, Severity};
 
 use crate::lower::finding;
-use crate::lower::istio::virtual_service::gateway_ref;
+use crate::lower::istio::gateway_ref::gateway_ref;
 use crate::{GatewayRef, Hostname, NamespacedName, Snapshot, Visibility};
 
 const MISSING: &str = "IST0101";

@@ -7,8 +7,7 @@ use meltemi_types::Labels;
 
 use crate::{
     AuthorizationPolicies, AuthorizationPolicy, AuthzAction, CustomAuthorization,
-    EffectivePeerAuthentication, MtlsMode, Origin, PeerAuthentication, PolicyTarget,
-    RequestAuthentication, Snapshot,
+    EffectivePeerAuthentication, MtlsMode, Origin, PeerAuthentication, PolicyTarget, Snapshot,
 };
 
 impl Snapshot {
@@ -121,23 +120,6 @@ impl Snapshot {
         labels: &Labels,
     ) -> bool {
         self.is_attached(&policy.origin, &policy.target, namespace, labels)
-    }
-
-    /// The RequestAuthentications of a workload, in the same order.
-    pub fn request_authentications(
-        &self,
-        namespace: &str,
-        labels: &Labels,
-    ) -> Vec<Arc<RequestAuthentication>> {
-        let mut applicable: Vec<_> = self
-            .lowered
-            .request_authentications
-            .values()
-            .filter(|policy| self.is_attached(&policy.origin, &policy.target, namespace, labels))
-            .cloned()
-            .collect();
-        applicable.sort_by_key(|policy| self.policy_order(&policy.origin));
-        applicable
     }
 
     fn is_attached(

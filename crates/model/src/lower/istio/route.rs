@@ -6,7 +6,7 @@ use meltemi_api::networking::{self as api};
 use meltemi_api::{Percent as ApiPercent, StringMatch as ApiMatch};
 use meltemi_types::{CidrError, Selector};
 
-use super::virtual_service::gateway_ref;
+use super::gateway_ref::gateway_ref;
 use crate::lower::{Findings, port};
 use crate::{
     AbortStatus, Cidr, Cors, Destination, DirectResponse, Fault, FaultAbort, FaultDelay,

@@ -6,7 +6,7 @@ use meltemi_api::{Object, Spec, TargetReference, WorkloadSelector};
 use crate::lower::{Findings, origin};
 use crate::{
     AuthorizationPolicy, AuthzAction, AuthzCondition, AuthzOperation, AuthzRule, AuthzSource,
-    JwtRule, MtlsMode, PeerAuthentication, PolicyTarget, RequestAuthentication, TargetRef, Values,
+    MtlsMode, PeerAuthentication, PolicyTarget, RequestAuthentication, TargetRef, Values,
 };
 use meltemi_types::Selector;
 
@@ -239,46 +239,5 @@ pub(crate) fn lower_request_authentication(
             spec.target_ref.as_ref(),
             &spec.target_refs,
         ),
-        rules: spec.jwt_rules.iter().map(lower_jwt_rule).collect(),
-    }
-}
-
-fn lower_jwt_rule(rule: &api::JwtRule) -> JwtRule {
-    let api::JwtRule {
-        issuer,
-        audiences,
-        jwks_uri,
-        jwks,
-        from_headers,
-        from_params,
-        from_cookies,
-        output_payload_to_header,
-        output_claim_to_headers,
-        forward_original_token,
-        timeout,
-        space_delimited_claims,
-        presence,
-    } = rule;
-
-    JwtRule {
-        issuer: issuer.clone(),
-        audiences: audiences.clone(),
-        jwks_uri: jwks_uri.clone(),
-        jwks: jwks.clone(),
-        from_headers: from_headers
-            .iter()
-            .map(|header| (header.name.clone(), header.prefix.clone()))
-            .collect(),
-        from_params: from_params.clone(),
-        from_cookies: from_cookies.clone(),
-        output_payload_to_header: output_payload_to_header.clone(),
-        output_claim_to_headers: output_claim_to_headers
-            .iter()
-            .map(|output| (output.header.clone(), output.claim.clone()))
-            .collect(),
-        forward_original_token: *forward_original_token,
-        timeout: timeout.map(|timeout| timeout.0),
-        space_delimited_claims: space_delimited_claims.clone(),
-        is_required: *presence == api::JwtPresence::Required,
     }
 }

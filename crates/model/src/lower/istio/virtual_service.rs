@@ -3,6 +3,7 @@
 use meltemi_api::networking::{self as api};
 use meltemi_api::{Object, Spec};
 
+use super::gateway_ref::gateway_ref;
 use super::route::{RouteNames, lower_http_route, lower_tcp_route, lower_tls_route};
 use crate::lower::{Context, Findings, origin, visibility};
 use crate::{GatewayRef, Hostname, HttpRoute, NamespacedName, VirtualService};
@@ -122,22 +123,4 @@ pub(crate) fn lower_virtual_service(
     };
 
     LoweredVirtualService { base, http }
-}
-
-/// `mesh`, `name`, `ns/name`, and the older `name.ns.svc.cluster.local`. Source: Istio
-/// `resolveGatewayName`.
-pub(crate) fn gateway_ref(name: &str, namespace: &str) -> GatewayRef {
-    if name == "mesh" {
-        return GatewayRef::Mesh;
-    }
-    let (of, name) = match name.split_once('/') {
-        Some((".", name)) => (namespace, name),
-        Some((of, name)) => (of, name),
-        None => match name.split_once('.') {
-            Some((name, rest)) => (rest.split('.').next().unwrap_or(rest), name),
-            None => (namespace, name),
-        },
-    };
-
-    GatewayRef::Gateway(NamespacedName::new(of, name))
 }
