@@ -6,8 +6,6 @@ use meltemi_model::{NameEntry, Registry};
 use meltemi_proto::istio::{NameInfo, NameTable};
 use meltemi_proto::{Any, pack};
 
-use crate::plan::View;
-
 /// The name of the one name table of a proxy.
 pub(crate) const NAME: &str = "nametable";
 
@@ -15,11 +13,10 @@ pub(crate) const NAME: &str = "nametable";
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct NameTableInput(Vec<NameEntry>);
 
-pub(crate) fn plan(view: &View<'_>) -> NameTableInput {
-    NameTableInput(
-        view.snapshot
-            .name_table(&view.proxy.namespace, &view.proxy.labels),
-    )
+impl NameTableInput {
+    pub(crate) fn new(entries: Vec<NameEntry>) -> Self {
+        Self(entries)
+    }
 }
 
 /// Builds the table from its input alone.

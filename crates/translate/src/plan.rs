@@ -21,6 +21,7 @@ use meltemi_types::Diagnostic;
 use crate::cluster::ClusterInput;
 use crate::endpoint::EndpointsInput;
 use crate::listener::ListenerInput;
+use crate::name_table::NameTableInput;
 use crate::proxy::{Proxy, ProxyKind};
 use crate::route::RouteTableInput;
 use crate::secret::SecretInput;
@@ -34,7 +35,7 @@ pub(crate) struct Plan {
     pub endpoints: Vec<EndpointsInput>,
     pub listeners: Vec<ListenerInput>,
     pub routes: Vec<Arc<RouteTableInput>>,
-    pub names: Option<crate::name_table::NameTableInput>,
+    pub names: Option<NameTableInput>,
     pub secrets: Vec<SecretInput>,
     pub diagnostics: Vec<Diagnostic>,
 }
@@ -56,7 +57,8 @@ pub(crate) fn plan(snapshot: &Snapshot, proxy: &Proxy) -> Plan {
     }
 
     authz::report_custom(&view, &mut plan);
-    plan.names = Some(crate::name_table::plan(&view));
+    let names = snapshot.name_table(&proxy.namespace, &proxy.labels);
+    plan.names = Some(NameTableInput::new(names));
 
     plan
 }

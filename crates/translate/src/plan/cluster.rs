@@ -1,11 +1,10 @@
 //! Clusters towards services, and the special ones.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use meltemi_model::{
     ConnectionPool, DestinationRule, LbPolicy, PolicySettings, Registry, Resolution, Service,
-    ServicePort, TlsMode,
+    ServicePort,
 };
 use meltemi_types::Protocol;
 
@@ -264,31 +263,6 @@ fn mesh_alpn(view: &View<'_>, protocol: Protocol, http: UpstreamHttp) -> Vec<Str
     };
 
     list.iter().map(|protocol| (*protocol).to_owned()).collect()
-}
-
-/// Whether an endpoint terminates the mesh's TLS by its own label.
-pub(super) fn has_proxy(mode: TlsMode) -> bool {
-    mode == TlsMode::Istio
-}
-
-/// Identities as a client expects them: each under every trust domain of the mesh.
-pub(super) fn expected_identities(
-    found: impl Iterator<Item = meltemi_types::SpiffeId>,
-    trust_domains: &[String],
-) -> Vec<String> {
-    let mut all = BTreeSet::new();
-    for identity in found {
-        all.insert(identity.to_string());
-        for alias in trust_domains.iter().skip(1) {
-            all.insert(format!(
-                "spiffe://{alias}/ns/{}/sa/{}",
-                identity.namespace(),
-                identity.service_account()
-            ));
-        }
-    }
-
-    all.into_iter().collect()
 }
 
 /// The settings that hold for a destination of a route.

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use meltemi_model::{
-    CaptureMode, Cidr, EndpointAddress, GatewayRef, Hostname, OutboundMode, RouteContext,
-    ScopedEgress, Service, ServicePort, WorkloadMode,
+    CaptureMode, Cidr, EndpointAddress, Hostname, OutboundMode, ScopedEgress, Service, ServicePort,
+    WorkloadMode,
 };
 use meltemi_types::Protocol;
 
@@ -247,7 +247,7 @@ fn tcp_chains(
     service: &Arc<Service>,
     port: &ServicePort,
 ) -> Vec<(ChainMatch, TcpInput)> {
-    let context = mesh_context(view, port.number);
+    let context = view.mesh_context(port.number);
     let mut chains = Vec::new();
     let applying = egress
         .virtual_services
@@ -332,15 +332,6 @@ fn service_tcp(view: &View<'_>, service: &Service, port: u16) -> TcpInput {
     };
 
     l4::destinations(view, &[destination], port, Direction::Outbound)
-}
-
-pub(super) fn mesh_context<'a>(view: &'a View<'_>, port: u16) -> RouteContext<'a> {
-    RouteContext {
-        namespace: &view.proxy.namespace,
-        labels: view.labels(),
-        gateway: &GatewayRef::Mesh,
-        port,
-    }
 }
 
 /// Where unknown connections go.

@@ -1,18 +1,18 @@
 //! The snapshot as one proxy sees it: its scope, and the queries that several plans share.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use meltemi_model::{
     AccessLog, AuthorizationPolicies, Destination, DestinationRule, EffectivePeerAuthentication,
-    Endpoint, EndpointSet, Hostname, MeshSettings, MtlsMode, NamespacedName, OutboundPolicy,
-    Service, ServicePort, SidecarScope, Snapshot, WorkloadMode,
+    Endpoint, EndpointSet, GatewayRef, Hostname, MeshSettings, MtlsMode, NamespacedName,
+    OutboundPolicy, RouteContext, Service, ServicePort, SidecarScope, Snapshot, TlsMode,
+    WorkloadMode,
 };
 use meltemi_types::{Diagnostic, Labels, ObjectRef, Severity, SpiffeId};
 
 use super::Plan;
-use super::cluster::{expected_identities, has_proxy};
 use crate::authz::AuthzInput;
 use crate::cluster_name::outbound_name;
 use crate::filters::Abilities;
@@ -53,6 +53,17 @@ impl<'a> View<'a> {
 
     pub fn labels(&self) -> &Labels {
         &self.proxy.labels
+    }
+
+    /// The conditions under which a sidecar's routes for a port apply: gateway `mesh`, and the
+    /// proxy's own namespace and labels.
+    pub fn mesh_context(&self, port: u16) -> RouteContext<'_> {
+        RouteContext {
+            namespace: &self.proxy.namespace,
+            labels: self.labels(),
+            gateway: &GatewayRef::Mesh,
+            port,
+        }
     }
 
     /// The services that the proxy may call, by host. A gateway calls whatever it may see.
@@ -280,4 +291,29 @@ fn bare_name(credential: &str) -> &str {
     credential
         .strip_prefix("kubernetes://")
         .unwrap_or(credential)
+}
+
+/// Whether an endpoint terminates the mesh's TLS by its own label.
+fn has_proxy(mode: TlsMode) -> bool {
+    mode == TlsMode::Istio
+}
+
+/// Identities as a client expects them: each under every trust domain of the mesh.
+fn expected_identities(
+    found: impl Iterator<Item = SpiffeId>,
+    trust_domains: &[String],
+) -> Vec<String> {
+    let mut all = BTreeSet::new();
+    for identity in found {
+        all.insert(identity.to_string());
+        for alias in trust_domains.iter().skip(1) {
+            all.insert(format!(
+                "spiffe://{alias}/ns/{}/sa/{}",
+                identity.namespace(),
+                identity.service_account()
+            ));
+        }
+    }
+
+    all.into_iter().collect()
 }

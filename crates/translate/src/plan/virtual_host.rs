@@ -6,7 +6,6 @@ use std::sync::Arc;
 use meltemi_model::{Hostname, OutboundMode, ScopedEgress, Service, VirtualService};
 
 use super::cluster::PASSTHROUGH;
-use super::outbound::mesh_context;
 use super::{View, http_route};
 use crate::route::{RouteInput, RouteTableInput, VirtualHostInput};
 
@@ -43,7 +42,7 @@ pub(super) fn service_table(
     service: &Arc<Service>,
     number: u16,
 ) -> RouteTableInput {
-    let context = mesh_context(view, number);
+    let context = view.mesh_context(number);
     let routes = egress
         .virtual_services
         .iter()
@@ -92,7 +91,7 @@ impl<'a, 'v> Hosts<'a, 'v> {
         let mut claims = Vec::new();
         for vs in all.iter().filter(|vs| !vs.http.is_empty()) {
             let routes =
-                http_route::rules(self.view, vs, &mesh_context(self.view, self.port), false);
+                http_route::rules(self.view, vs, &self.view.mesh_context(self.port), false);
             if !routes.is_empty() {
                 claims.extend(vs.hosts.iter().map(|host| (host, routes.clone())));
             }
