@@ -44,7 +44,8 @@ fn findings() -> Result<Vec<String>> {
     }
 
     found.extend(exceptions.unused());
-    found.extend(circles::findings()?);
+    let crates = workspace.members.iter().map(|member| member.name.as_str());
+    found.extend(circles::findings(crates)?);
     Ok(found)
 }
 
