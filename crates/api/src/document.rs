@@ -240,70 +240,20 @@ fn read_object(
     namespace: &str,
     parsed: &mut Parsed,
 ) {
-    let nameless =
-        |source: &Source, kind: &str, field: &str, message: String, remedy: &str| Diagnostic {
-            code: "MEL0107".to_owned(),
-            severity: Severity::Error,
-            object: ObjectRef::new(kind, "", ""),
-            field: field.to_owned(),
-            position: source.position(field),
-            message,
-            remedy: remedy.to_owned(),
-        };
-
-    let Some(map) = value.as_object() else {
-        parsed.unreadable += 1;
-        parsed.diagnostics.push(nameless(
-            &source,
-            "",
-            "",
-            "this is not a Kubernetes object".to_owned(),
-            "an object is a mapping with apiVersion, kind and metadata",
-        ));
-        return;
-    };
-
-    let word = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default();
-    let (api_version, kind_word) = (word("apiVersion").to_owned(), word("kind").to_owned());
-    for (key, value) in [("apiVersion", &api_version), ("kind", &kind_word)] {
-        if value.is_empty() {
+    let Typed {
+        map,
+        api_version,
+        kind_word,
+    } = match read_type(&value, &source) {
+        Ok(read) => read,
+        Err(diagnostic) => {
             parsed.unreadable += 1;
-            let message = format!("{key} is missing or not a string");
-            parsed.diagnostics.push(nameless(
-                &source,
-                &kind_word,
-                key,
-                message,
-                "every object has apiVersion and kind",
-            ));
-
+            parsed.diagnostics.push(*diagnostic);
             return;
         }
-    }
-
-    let (kind, version_fault) = match Kind::recognise(&api_version, &kind_word) {
-        Recognised::Kind(kind) => (kind, None),
-        Recognised::WrongVersion(versions) => {
-            let fault = format!(
-                "{kind_word} has no version {:?}; it has {}",
-                api_version,
-                versions.join(", ")
-            );
-            (
-                Kind::from_word(&kind_word).unwrap_or(Kind::Other(kind_word.as_str().into())),
-                Some(fault),
-            )
-        }
-        Recognised::WrongGroup(group) => {
-            let fault =
-                format!("{kind_word} is not in the API group of {api_version:?} but in {group:?}");
-            (
-                Kind::from_word(&kind_word).unwrap_or(Kind::Other(kind_word.as_str().into())),
-                Some(fault),
-            )
-        }
     };
 
+    let (kind, version_fault) = recognise(&api_version, &kind_word);
     let policy = if kind.is_mesh() {
         UnknownFields::Refuse
     } else {
@@ -319,79 +269,34 @@ fn read_object(
 
     let meta = read_meta(map, &kind, namespace, &mut report);
     if meta.name.is_empty() {
-        let foreign = matches!(kind, Kind::Other(_));
         parsed.unreadable += 1;
-        let diagnostics = report.into_findings().into_iter().map(|mut finding| {
-            // An IstioOperator, or the configuration of some tool: without name, and nothing to the
-            // mesh either way.
-            if foreign {
-                finding.severity = Severity::Warning;
-            }
-            let position = source.position(&finding.field);
-            attach(finding, ObjectRef::new(kind_word.clone(), "", ""), position)
-        });
-
+        let diagnostics = nameless(report, &kind, &kind_word, &source);
         parsed.diagnostics.extend(diagnostics);
         return;
     }
 
     let spec = read_spec(&kind, &api_version, &kind_word, map, &mut report);
-
     if let Kind::Other(_) = &kind {
-        let known: Vec<String> = Kind::all().map(|kind| kind.word().to_owned()).collect();
-        let known: Vec<&str> = known.iter().map(String::as_str).collect();
-        let remedy = match closest(&kind_word, &known) {
-            Some(word) if word != kind_word => format!("did you mean {word}?"),
-            _ => "it may stay: it is kept and has no effect".to_owned(),
-        };
-
-        report.field("kind", |report| {
-            report.warn(
-                "MEL0106",
-                format!("the mesh does not read {kind_word} of {api_version}"),
-                remedy,
-            );
-        });
+        warn_unread(&api_version, &kind_word, &mut report);
     }
 
     let key = ObjectKey::new(kind.clone(), meta.namespace.clone(), meta.name.clone());
     let object = key.object_ref();
-    let faulty = report.has_errors();
 
+    // Which of two values counts depends on the reader, so the mesh's own objects must not repeat
+    // a field.
+    let is_refused = report.has_errors() || (kind.is_mesh() && !duplicates.is_empty());
     for finding in report.into_findings() {
         let position = source.position(&finding.field);
-        parsed
-            .diagnostics
-            .push(attach(finding, object.clone(), position));
+        let diagnostic = attach(finding, object.clone(), position);
+        parsed.diagnostics.push(diagnostic);
+    }
+    for duplicate in duplicates {
+        let diagnostic = written_twice(duplicate, &kind, &object, &source);
+        parsed.diagnostics.push(diagnostic);
     }
 
-    let mut doubled = false;
-    for (field, line, column) in duplicates {
-        doubled |= kind.is_mesh();
-        let finding = Finding {
-            code: "MEL0108",
-            severity: if kind.is_mesh() {
-                Severity::Error
-            } else {
-                Severity::Warning
-            },
-            field,
-            message: "this field is written twice".to_owned(),
-            remedy: "remove one of them".to_owned(),
-        };
-
-        parsed.diagnostics.push(attach(
-            finding,
-            object.clone(),
-            Position {
-                file: source.file.to_string(),
-                line,
-                column,
-            },
-        ));
-    }
-
-    if faulty || doubled {
+    if is_refused {
         parsed.refused.push(key);
         return;
     }
@@ -413,6 +318,137 @@ fn read_object(
         source,
         raw: value,
     });
+}
+
+/// A value with `apiVersion` and `kind`.
+struct Typed<'a> {
+    map: &'a Map<String, Value>,
+    api_version: String,
+    kind_word: String,
+}
+
+/// Reads `apiVersion` and `kind`. The error says why the value is no Kubernetes object.
+fn read_type<'a>(value: &'a Value, source: &Source) -> Result<Typed<'a>, Box<Diagnostic>> {
+    let refuse = |kind: &str, field: &str, message: String, remedy: &str| {
+        Box::new(Diagnostic {
+            code: "MEL0107".to_owned(),
+            severity: Severity::Error,
+            object: ObjectRef::new(kind, "", ""),
+            field: field.to_owned(),
+            position: source.position(field),
+            message,
+            remedy: remedy.to_owned(),
+        })
+    };
+
+    let Some(map) = value.as_object() else {
+        return Err(refuse(
+            "",
+            "",
+            "this is not a Kubernetes object".to_owned(),
+            "an object is a mapping with apiVersion, kind and metadata",
+        ));
+    };
+
+    let word = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default();
+    let (api_version, kind_word) = (word("apiVersion").to_owned(), word("kind").to_owned());
+    for (key, value) in [("apiVersion", &api_version), ("kind", &kind_word)] {
+        if value.is_empty() {
+            return Err(refuse(
+                &kind_word,
+                key,
+                format!("{key} is missing or not a string"),
+                "every object has apiVersion and kind",
+            ));
+        }
+    }
+
+    Ok(Typed {
+        map,
+        api_version,
+        kind_word,
+    })
+}
+
+/// The kind of an object, and the fault if its version or group is wrong.
+fn recognise(api_version: &str, kind_word: &str) -> (Kind, Option<String>) {
+    let fault = match Kind::recognise(api_version, kind_word) {
+        Recognised::Kind(kind) => return (kind, None),
+        Recognised::WrongVersion(versions) => format!(
+            "{kind_word} has no version {api_version:?}; it has {}",
+            versions.join(", ")
+        ),
+        Recognised::WrongGroup(group) => {
+            format!("{kind_word} is not in the API group of {api_version:?} but in {group:?}")
+        }
+    };
+
+    let kind = Kind::from_word(kind_word).unwrap_or(Kind::Other(kind_word.into()));
+    (kind, Some(fault))
+}
+
+/// The findings about an object without a name. For a kind that the mesh does not read they are
+/// warnings: an IstioOperator, or the configuration of some tool, needs no name.
+fn nameless(
+    report: Report,
+    kind: &Kind,
+    kind_word: &str,
+    source: &Source,
+) -> impl Iterator<Item = Diagnostic> {
+    let is_foreign = matches!(kind, Kind::Other(_));
+    report.into_findings().into_iter().map(move |mut finding| {
+        if is_foreign {
+            finding.severity = Severity::Warning;
+        }
+        let position = source.position(&finding.field);
+        attach(finding, ObjectRef::new(kind_word, "", ""), position)
+    })
+}
+
+/// Warns that the mesh does not read a kind, and names the kind that was probably meant.
+fn warn_unread(api_version: &str, kind_word: &str, report: &mut Report) {
+    let known: Vec<String> = Kind::all().map(|kind| kind.word().to_owned()).collect();
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let remedy = match closest(kind_word, &known) {
+        Some(word) if word != kind_word => format!("did you mean {word}?"),
+        _ => "it may stay: it is kept and has no effect".to_owned(),
+    };
+
+    report.field("kind", |report| {
+        report.warn(
+            "MEL0106",
+            format!("the mesh does not read {kind_word} of {api_version}"),
+            remedy,
+        );
+    });
+}
+
+/// A field that a mapping holds twice: its path, line and column.
+fn written_twice(
+    (field, line, column): (String, u32, u32),
+    kind: &Kind,
+    object: &ObjectRef,
+    source: &Source,
+) -> Diagnostic {
+    let finding = Finding {
+        code: "MEL0108",
+        severity: if kind.is_mesh() {
+            Severity::Error
+        } else {
+            Severity::Warning
+        },
+        field,
+        message: "this field is written twice".to_owned(),
+        remedy: "remove one of them".to_owned(),
+    };
+
+    let position = Position {
+        file: source.file.to_string(),
+        line,
+        column,
+    };
+
+    attach(finding, object.clone(), position)
 }
 
 fn read_meta(map: &Map<String, Value>, kind: &Kind, namespace: &str, report: &mut Report) -> Meta {

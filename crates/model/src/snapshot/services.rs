@@ -15,7 +15,7 @@ use crate::lower::service_entry::LoweredEntry;
 use crate::lower::{Lowered, finding};
 use crate::{
     Cidr, Endpoint, EndpointAddress, Health, Hostname, Registry, Resolution, Service, ServiceKey,
-    TlsMode,
+    ServicePort, TlsMode,
 };
 use meltemi_types::{Labels, Locality};
 
@@ -40,6 +40,49 @@ pub(crate) struct Alias {
     pub target: Hostname,
     /// Its port, if it declares exactly one.
     pub port: Option<u16>,
+}
+
+/// A service that stands for another host: its object, itself, and the host as written.
+type DeclaredAlias<'a> = (&'a Object, &'a LoweredService, &'a Hostname);
+
+/// The services of all objects, before aliases and addresses.
+#[derive(Default)]
+struct Declared<'a> {
+    drafts: BTreeMap<ServiceKey, Service>,
+    /// The services that want an address from the mesh.
+    wanting: BTreeSet<ServiceKey>,
+    aliases: Vec<DeclaredAlias<'a>>,
+}
+
+fn declared_twice(object: &Object, key: &ServiceKey, first: &Service) -> Diagnostic {
+    let message = format!(
+        "host {} is declared by {} already; ports that it does not have are added, the rest is ignored",
+        key.host, first.origin.object
+    );
+
+    finding(
+        object,
+        Severity::Warning,
+        "MEL0310",
+        "spec.hosts",
+        message,
+        "declare a host once in a namespace",
+    )
+}
+
+fn alias_without_target(object: &Object, target: &Hostname) -> Diagnostic {
+    let message = format!(
+        "externalName {target} is no host that the mesh knows, so this name gets no routes"
+    );
+
+    finding(
+        object,
+        Severity::Info,
+        "MEL0312",
+        "spec.externalName",
+        message,
+        "declare a ServiceEntry for it",
+    )
 }
 
 impl ServiceTable {
@@ -99,134 +142,123 @@ impl ServiceTable {
         options: &BuildOptions,
     ) -> Self {
         let mut table = Self::default();
-        let mut wanting = BTreeSet::new();
-        let mut aliases: Vec<(&Object, &LoweredService, &Hostname)> = Vec::new();
-        let mut drafts: BTreeMap<ServiceKey, Service> = BTreeMap::new();
+        let Declared {
+            mut drafts,
+            wanting,
+            aliases,
+        } = table.declare(services, entries);
 
+        table.resolve_aliases(&aliases, &mut drafts);
+        table.listed = listed_endpoints(entries, &drafts);
+        table.allocate(prev, &mut drafts, &wanting, services, entries, options);
+        table.keep(drafts, prev);
+
+        table
+    }
+
+    /// Collects the services that objects declare. Of several declarations of one host in one
+    /// namespace the first counts; later ones only add ports that it does not have.
+    fn declare<'a>(
+        &mut self,
+        services: &'a Lowered<Vec<LoweredService>>,
+        entries: &'a Lowered<LoweredEntry>,
+    ) -> Declared<'a> {
         let of_services = services.entries.values().flat_map(|entry| {
-            entry
-                .value
-                .iter()
-                .map(move |lowered| (entry.object.as_ref(), lowered))
+            let lowered = entry.value.iter();
+            lowered.map(|lowered| (entry.object.as_ref(), lowered))
         });
 
         let of_entries = entries.entries.values().flat_map(|entry| {
-            entry
-                .value
-                .services
-                .iter()
-                .map(move |lowered| (entry.object.as_ref(), lowered))
+            let lowered = entry.value.services.iter();
+            lowered.map(|lowered| (entry.object.as_ref(), lowered))
         });
 
-        // Kubernetes first: what it declares no ServiceEntry of the same namespace takes away.
-        // Entries: oldest first.
+        // Kubernetes Services go first, so that no ServiceEntry of the same namespace takes a host
+        // away from one. Among ServiceEntries the oldest goes first.
         let mut of_entries: Vec<_> = of_entries.collect();
         of_entries.sort_by(|a, b| a.1.service.origin.age.cmp(&b.1.service.origin.age));
+
+        let mut declared = Declared::default();
         for (object, lowered) in of_services.chain(of_entries) {
             let key = &lowered.service.key;
-            if let Some(alias_of) = &lowered.alias_of {
-                aliases.push((object, lowered, alias_of));
+            if let Some(target) = &lowered.alias_of {
+                declared.aliases.push((object, lowered, target));
                 continue;
             }
 
-            match drafts.get_mut(key) {
+            match declared.drafts.get_mut(key) {
                 None => {
                     if lowered.wants_address {
-                        wanting.insert(key.clone());
+                        declared.wanting.insert(key.clone());
                     }
-                    drafts.insert(key.clone(), lowered.service.clone());
+                    declared.drafts.insert(key.clone(), lowered.service.clone());
                 }
                 Some(first) => {
-                    let message = format!(
-                        "host {} is declared by {} already; ports that it does not have are added, the rest is ignored",
-                        key.host, first.origin.object
-                    );
-
-                    table.diagnostics.push(finding(
-                        object,
-                        Severity::Warning,
-                        "MEL0310",
-                        "spec.hosts",
-                        message,
-                        "declare a host once in a namespace",
-                    ));
-
-                    let more: Vec<_> = lowered
-                        .service
-                        .ports
-                        .iter()
-                        .filter(|port| first.port(port.number).is_none())
-                        .cloned()
-                        .collect();
-
+                    self.diagnostics.push(declared_twice(object, key, first));
+                    let ports = lowered.service.ports.iter();
+                    let is_new = |port: &&ServicePort| first.port(port.number).is_none();
+                    let more: Vec<_> = ports.filter(is_new).cloned().collect();
                     first.ports.extend(more);
                 }
             }
         }
 
+        declared
+    }
+
+    /// Gives each alias to the service that its chain of externalNames ends at. A target in a
+    /// Kubernetes Service wins over one in a ServiceEntry.
+    fn resolve_aliases(
+        &mut self,
+        aliases: &[DeclaredAlias<'_>],
+        drafts: &mut BTreeMap<ServiceKey, Service>,
+    ) {
         let next: BTreeMap<&Hostname, &Hostname> = aliases
             .iter()
-            .map(|(_, lowered, alias_of)| (lowered.service.host(), *alias_of))
+            .map(|(_, lowered, target)| (lowered.service.host(), *target))
             .collect();
 
-        for (object, lowered, alias_of) in &aliases {
-            let concrete = follow(alias_of, &next);
+        for (object, lowered, written) in aliases {
+            let concrete = follow(written, &next);
             let target = drafts
                 .values_mut()
                 .filter(|service| service.key.host == *concrete)
                 .min_by_key(|service| service.registry);
 
-            match target {
-                Some(target) => {
-                    target.aliases.push(lowered.service.key.clone());
-                    let port = match lowered.service.ports.as_slice() {
-                        [only] => Some(only.number),
-                        _ => None,
-                    };
+            // Without a target DNS still answers the name; the mesh has no routes for it.
+            let Some(target) = target else {
+                self.diagnostics.push(alias_without_target(object, written));
+                continue;
+            };
 
-                    table.aliases.insert(
-                        lowered.service.host().clone(),
-                        Alias {
-                            target: concrete.clone(),
-                            port,
-                        },
-                    );
-                }
-                None => {
-                    // It stays what it is to DNS; the mesh has nothing to route.
-                    let message = format!(
-                        "externalName {alias_of} is no host that the mesh knows, so this name gets no routes"
-                    );
-                    table.diagnostics.push(finding(
-                        object,
-                        Severity::Info,
-                        "MEL0312",
-                        "spec.externalName",
-                        message,
-                        "declare a ServiceEntry for it",
-                    ));
-                }
-            }
+            target.aliases.push(lowered.service.key.clone());
+            let port = match lowered.service.ports.as_slice() {
+                [only] => Some(only.number),
+                _ => None,
+            };
+            let alias = Alias {
+                target: concrete.clone(),
+                port,
+            };
+            self.aliases.insert(lowered.service.host().clone(), alias);
         }
+    }
 
-        table.listed = listed_endpoints(entries, &drafts);
-        table.allocate(prev, &mut drafts, &wanting, services, entries, options);
+    /// Puts the drafts into the table. A service that equals the previous snapshot's keeps that
+    /// allocation, so that later stages see by a pointer comparison that nothing changed.
+    fn keep(&mut self, drafts: BTreeMap<ServiceKey, Service>, prev: Option<&Self>) {
         for (key, draft) in drafts {
-            // The same allocation as before if nothing differs: that is how later stages see it.
             let held = prev
                 .and_then(|prev| prev.by_key.get(&key))
                 .filter(|held| ***held == draft);
             let service = held.cloned().unwrap_or_else(|| Arc::new(draft));
-            table
-                .by_namespace
+
+            self.by_namespace
                 .entry(key.namespace.clone())
                 .or_default()
                 .push(service.clone());
-
-            table.by_key.insert(key, service);
+            self.by_key.insert(key, service);
         }
-
-        table
     }
 
     fn allocate(
