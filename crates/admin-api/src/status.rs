@@ -163,13 +163,10 @@ pub struct CertificateStatus {
     pub expires_at_ms: u64,
 }
 
-/// One entry of `GET /debug/syncz`, in Istio's shape.
+/// One entry of `GET /debug/syncz`, with Istio's names. A `sent` or `acked` is a hash over all
+/// resources of the type.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-#[expect(
-    missing_docs,
-    reason = "Istio's names; sent and acked are hashes over the type's resources"
-)]
 pub struct SyncStatus {
     pub cluster_id: String,
     pub proxy: String,

@@ -47,12 +47,12 @@ macro_rules! message {
         impl crate::schema::Field for $name {
             fn read(&mut self, value: &serde_json::Value, report: &mut crate::schema::Report) {
                 let Some(map) = report.object(value) else { return };
-                #[allow(unused_variables)] // in a message without fields
+                #[allow(unused_variables, reason = "a message without fields reads none of them")]
                 for (key, value) in map {
                     match key.as_str() {
                         $(
                             $wire $(| $alias)? => {
-                                #[allow(unused_mut, unused_assignments)]
+                                #[allow(unused_mut, unused_assignments, reason = "not every field has options")]
                                 let mut required = false;
                                 $($( crate::schema::message!(@mark $rule, required); )*)?
                                 // An explicit null is "not written", except where something must be

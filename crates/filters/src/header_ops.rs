@@ -279,7 +279,7 @@ fn compile_write(
     use core::header_value_option::HeaderAppendAction;
 
     let header = scope.required("header", option.header.as_ref())?;
-    #[allow(deprecated)]
+    #[expect(deprecated, reason = "Istio sends the older field")]
     let action = match (
         &option.append,
         HeaderAppendAction::try_from(option.append_action),

@@ -187,7 +187,7 @@ pub fn ask_blocking(
     Ok((ListenReply::decode(&packet)?, fds.into_iter().next()))
 }
 
-#[allow(unsafe_code)]
+#[expect(unsafe_code, reason = "an OwnedFd keeps what register asks for")]
 fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd keeps its descriptor open, and the same one, for as long as it lives.
     Ok(unsafe { AsyncFd::register(socket) }?)

@@ -138,7 +138,7 @@ pub async fn connect(to: SocketAddr, options: &ConnectOptions) -> io::Result<Tcp
 
 /// Sets IP_BIND_ADDRESS_NO_PORT. Without it, one source address is limited to as many connections
 /// as there are ports.
-#[allow(unsafe_code)]
+#[expect(unsafe_code, reason = "socket options that no safe wrapper offers")]
 fn bind_address_no_port(socket: &Socket) {
     use std::os::fd::AsRawFd;
 

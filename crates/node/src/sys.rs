@@ -1,5 +1,8 @@
 //! System calls without a safe wrapper: fork, signals, and inherited file descriptors.
-#![allow(unsafe_code)]
+#![expect(
+    unsafe_code,
+    reason = "calls into the kernel that no safe wrapper offers"
+)]
 
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};

@@ -90,7 +90,7 @@ pub(crate) fn build_cluster(input: &ClusterInput) -> Any {
 }
 
 // DNS refresh fields: Envoy prefers `cluster_type` now, yet takes these; Istio sends them.
-#[allow(deprecated)]
+#[expect(deprecated, reason = "Envoys of every version read the older field")]
 fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
     use cluster::cluster::{
         ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, EdsClusterConfig,

@@ -24,7 +24,6 @@ pub(crate) struct RouteTableInput {
     pub ignore_port: bool,
 }
 
-/// A virtual host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct VirtualHostInput {
     pub name: String,
@@ -258,7 +257,7 @@ fn any_path() -> route::RouteMatch {
 
 /// A forwarding action without a timeout. Source: Istio's default for routes, both ways.
 // max_grpc_timeout: its replacement changes when streams are reset; Istio sends it still.
-#[allow(deprecated)]
+#[expect(deprecated, reason = "Envoys of every version read the older field")]
 fn forward(cluster: &str) -> route::RouteAction {
     route::RouteAction {
         cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(

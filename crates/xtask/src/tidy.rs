@@ -4,6 +4,7 @@
 //! `circles` those between a crate's files; `source` parses the files for the checks of code.
 
 mod circles;
+mod exceptions;
 mod functions;
 mod imports;
 mod pages;
@@ -33,17 +34,18 @@ pub fn run() -> Result<()> {
 fn findings() -> Result<Vec<String>> {
     let workspace = Workspace::read()?;
     let mut found = imports::check(&workspace);
-    let mut exceptions = functions::Exceptions::default();
+    let mut long = functions::Exceptions::default();
 
     for member in &workspace.members {
         for source in Source::read_crate(member)? {
             found.extend(pages::check(&source));
             found.extend(words::check(&source));
-            found.extend(functions::check(&source, &mut exceptions));
+            found.extend(functions::check(&source, &mut long));
+            found.extend(exceptions::check(&source));
         }
     }
 
-    found.extend(exceptions.unused());
+    found.extend(long.unused());
     let crates = workspace.members.iter().map(|member| member.name.as_str());
     found.extend(circles::findings(crates)?);
     Ok(found)

@@ -7,7 +7,6 @@ use crate::metadata::Value;
 
 /// A head of the exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Head {
     Request,
     Response,
@@ -16,7 +15,6 @@ pub enum Head {
 
 /// A moment of the exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Moment {
     Start,
     EmitLog,
@@ -26,9 +24,7 @@ pub enum Moment {
     UpstreamPeerCertEnd,
 }
 
-/// Whose metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum MetadataOf {
     Dynamic,
     Route,
@@ -42,7 +38,6 @@ pub enum MetadataOf {
 /// A point that `%COMMON_DURATION%` measures from or to: bytes of downstream (DS) and upstream
 /// (US), received (RX) and sent (TX), connections (CX) and handshakes (HS).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Point {
     RequestStart,
     RequestEnd,
@@ -66,7 +61,6 @@ impl Point {
 
 /// The unit of `%COMMON_DURATION%`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Precision {
     Milliseconds,
     Microseconds,
@@ -77,7 +71,6 @@ macro_rules! facts {
     ($($name:ident = $word:literal $(, $number:ident)?;)*) => {
         /// An operator without parameters.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        #[allow(missing_docs)]
         pub enum Fact { $($name,)* }
 
         impl Fact {
@@ -196,7 +189,6 @@ pub trait Facts {
     fn fact(&self, _fact: Fact, _out: &mut Vec<u8>) -> bool {
         false
     }
-    /// A moment.
     fn time(&self, _moment: Moment) -> Option<SystemTime> {
         None
     }

@@ -6,7 +6,6 @@ macro_rules! known {
         /// byte scan.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
-        #[allow(missing_docs)]
         pub enum Known { Other = 0, $($variant,)* }
 
         // `Fields` has a bit for each name, and one for `Other`, in a u64.

@@ -537,7 +537,7 @@ fn the_preamble_is_read_in_any_pieces() {
 fn filter_state_sets_alpn() {
     use meltemi_proto::envoy::extensions::filters::common::set_filter_state::v3 as common;
 
-    #[allow(deprecated)]
+    #[expect(deprecated, reason = "Istio sends the older field")]
     let format =
         core::substitution_format_string::Format::TextFormat("istio-%REQ(x-kind)%,istio".into());
     let value = common::FilterStateValue {

@@ -71,7 +71,7 @@ impl Judge {
 
 impl HeaderMatch {
     /// Compiles Envoy's message.
-    #[allow(deprecated)] // the older specifiers are still what Istio sends
+    #[expect(deprecated, reason = "Istio sends the older field")]
     pub fn compile(message: &proto::HeaderMatcher, scope: &mut Scope) -> Result<Self, Rejection> {
         let text = |text: &String| text.as_bytes().into();
         let kind = match &message.header_match_specifier {
@@ -262,7 +262,7 @@ pub fn cookie<'h>(head: &'h RequestHead, name: &str) -> Option<&'h [u8]> {
 }
 
 #[cfg(test)]
-#[allow(deprecated)]
+#[expect(deprecated, reason = "Istio sends the older field")]
 mod tests {
     use super::*;
     use meltemi_proto::envoy::r#type::v3::Int64Range;

@@ -44,7 +44,6 @@ macro_rules! retry_on {
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
         pub struct RetryOn(u32);
 
-        #[expect(missing_docs, reason = "the words of `retry_on` are Envoy's")]
         impl RetryOn {
             $(pub const $name: Self = Self(1 << $bit);)*
 

@@ -224,7 +224,7 @@ fn conditions_beyond_the_path() {
     let mut by_header = prefix("/", "jason");
     let mut by_share = prefix("/", "share");
     if let (Some(header), Some(share)) = (&mut by_header.r#match, &mut by_share.r#match) {
-        #[allow(deprecated)]
+        #[expect(deprecated, reason = "Istio sends the older field")]
         header.headers.push(proto::HeaderMatcher {
             name: "end-user".into(),
             header_match_specifier: Some(HeaderMatchSpecifier::ExactMatch("jason".into())),

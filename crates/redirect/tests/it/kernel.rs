@@ -2,7 +2,7 @@
 //!
 //! The test harness has threads, and a process with threads cannot enter a user namespace: so each
 //! test runs itself again in a child that entered the namespaces before it became this program.
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "the test enters a namespace of its own")]
 
 use std::ffi::CString;
 use std::io::{self, Read as _, Write as _};

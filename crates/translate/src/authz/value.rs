@@ -185,7 +185,7 @@ fn payload(path: &[&str], value: matcher::ValueMatcher) -> matcher::MetadataMatc
 
 // Metadata as a principal is superseded by `sourced_metadata`; Istio sends it, and both proxies
 // know it.
-#[allow(deprecated)]
+#[expect(deprecated, reason = "Envoys of every version read the older field")]
 fn payload_identifier(path: &[&str], value: matcher::ValueMatcher) -> Identifier {
     Identifier::Metadata(payload(path, value))
 }
@@ -255,7 +255,7 @@ pub(super) fn nested<'a>(key: &'a str, name: &str) -> Option<Vec<&'a str>> {
 
 /// `experimental.envoy.filters.a.b[c]`: metadata of a filter.
 // See `payload_identifier`.
-#[allow(deprecated)]
+#[expect(deprecated, reason = "Envoys of every version read the older field")]
 pub(super) fn experimental(key: &str) -> Option<impl Fn(&[String]) -> Rule + use<>> {
     let (filter, path) = key.strip_prefix("experimental.")?.split_once('[')?;
     let path: Vec<_> = path.strip_suffix(']')?.split("][").map(segment).collect();

@@ -183,7 +183,7 @@ fn forward_action(
     action
 }
 
-#[allow(deprecated)]
+#[expect(deprecated, reason = "Envoys of every version read the older field")]
 fn apply_timeout(action: &mut route::RouteAction, timeout: Option<Duration>) {
     if let Some(timeout) = timeout {
         action.timeout = duration(timeout);

@@ -220,7 +220,7 @@ fn rbac(rules: &Rbac) -> Value {
     json!({ "action": action, "policies": policies })
 }
 
-#[allow(deprecated)]
+#[expect(deprecated, reason = "the older field is on the wire")]
 fn permission_json(input: &Permission) -> Value {
     use permission::Rule;
 
@@ -251,7 +251,7 @@ fn permission_json(input: &Permission) -> Value {
     }
 }
 
-#[allow(deprecated)]
+#[expect(deprecated, reason = "the older field is on the wire")]
 fn principal_json(input: &Principal) -> Value {
     use principal::Identifier;
 

@@ -109,7 +109,7 @@ fn compile_policy(
     })
 }
 
-#[allow(deprecated)] // metadata is what Istio sends
+#[expect(deprecated, reason = "Istio sends the older field")]
 fn permission(
     message: &proto::Permission,
     scope: &mut Scope,
@@ -187,7 +187,7 @@ fn principal(
                     None => None,
                 })
             }
-            #[allow(deprecated)]
+            #[expect(deprecated, reason = "Istio sends the older field")]
             Identifier::SourceIp(range) => Condition::SourceIp(Cidr::compile(range, scope)?),
             Identifier::DirectRemoteIp(range) => {
                 Condition::DirectRemoteIp(Cidr::compile(range, scope)?)
@@ -195,7 +195,7 @@ fn principal(
             Identifier::RemoteIp(range) => Condition::RemoteIp(Cidr::compile(range, scope)?),
             Identifier::Header(header) => Condition::Header(HeaderMatch::compile(header, scope)?),
             Identifier::UrlPath(path) => Condition::Path(path_matcher(path, scope)?),
-            #[allow(deprecated)]
+            #[expect(deprecated, reason = "Istio sends the older field")]
             Identifier::Metadata(matcher) => {
                 Condition::Metadata(MetadataMatch::compile(matcher, scope)?)
             }

@@ -373,7 +373,7 @@ fn faults() {
 }
 
 // max_grpc_timeout: see the builder.
-#[allow(deprecated)]
+#[expect(deprecated, reason = "the older field is on the wire")]
 #[test]
 fn timeouts() {
     let timed = action("timeout: 1.5s");
