@@ -98,7 +98,6 @@ message! {
 
     /// A variable.
     pub struct WasmEnvVar {
-        /// Name.
         name: String = "name" [required, non_empty],
         /// Where its value comes from.
         value_from: EnvValueSource = "valueFrom",
@@ -114,7 +113,6 @@ message! {
         ports: Vec<SelectorPort> = "ports",
     }
 
-    /// A port.
     pub struct SelectorPort {
         /// 1 to 65535.
         number: u32 = "number" [required],

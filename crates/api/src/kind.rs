@@ -406,7 +406,6 @@ pub struct ObjectKey {
     pub kind: Kind,
     /// Namespace; empty for cluster-scoped kinds.
     pub namespace: String,
-    /// Name.
     pub name: String,
 }
 

@@ -22,11 +22,9 @@ use crate::telemetry::Telemetry;
 message! {
     /// Who an object is.
     pub struct Meta {
-        /// Name.
         name: String = "name",
         /// Namespace; `default` if none is written, empty for cluster-scoped kinds.
         namespace: String = "namespace",
-        /// Labels.
         labels: Labels = "labels",
         /// Annotations.
         annotations: BTreeMap<String, String> = "annotations",
@@ -38,7 +36,6 @@ message! {
         uid: String = "uid",
         /// Counts all changes, on Kubernetes.
         resource_version: String = "resourceVersion",
-        /// Owners.
         owner_references: Vec<OwnerReference> = "ownerReferences",
     }
 
@@ -46,9 +43,7 @@ message! {
     pub struct OwnerReference {
         /// `group/version`.
         api_version: String = "apiVersion",
-        /// Kind.
         kind: String = "kind",
-        /// Name.
         name: String = "name",
         /// Whether it is the one that manages it.
         controller: bool = "controller",
@@ -66,7 +61,6 @@ pub enum Spec {
     Secret(Arc<Secret>),
     /// An identity: its name counts.
     ServiceAccount,
-    /// A service.
     Service(Arc<ServiceSpec>),
     /// A pod and its status.
     Pod(Arc<Pod>),
@@ -80,7 +74,6 @@ pub enum Spec {
     Gateway(Arc<Gateway>),
     /// A host.
     ServiceEntry(Arc<ServiceEntry>),
-    /// A workload.
     WorkloadEntry(Arc<WorkloadEntry>),
     /// A template of workloads.
     WorkloadGroup(Arc<WorkloadGroup>),

@@ -67,7 +67,6 @@ message! {
 
     /// A header that carries tokens.
     pub struct JwtHeader {
-        /// Name.
         name: String = "name" [required, non_empty],
         /// Before the token, with its space.
         prefix: String = "prefix",
@@ -77,7 +76,6 @@ message! {
     pub struct ClaimToHeader {
         /// Name.
         header: String = "header" [required, non_empty],
-        /// Claim.
         claim: String = "claim" [required, non_empty],
     }
 
@@ -99,7 +97,6 @@ message! {
 
     /// A provider of MeshConfig.
     pub struct ExtensionProviderRef {
-        /// Name.
         name: String = "name",
     }
 
@@ -167,7 +164,6 @@ message! {
         ports: Vec<String> = "ports",
         /// Other than these.
         not_ports: Vec<String> = "notPorts",
-        /// Methods.
         methods: Vec<String> = "methods",
         /// Other than these.
         not_methods: Vec<String> = "notMethods",

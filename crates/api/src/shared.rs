@@ -28,7 +28,6 @@ message! {
         group: String = "group",
         /// Kind: Gateway, GatewayClass, Service or ServiceEntry.
         kind: String = "kind" [required, non_empty],
-        /// Name.
         name: String = "name" [required, non_empty],
         /// Only the policy's own namespace is supported.
         namespace: String = "namespace",

@@ -17,7 +17,6 @@ message! {
         target_refs: Vec<TargetReference> = "targetRefs",
         /// Spans.
         tracing: Vec<Tracing> = "tracing",
-        /// Metrics.
         metrics: Vec<Metrics> = "metrics",
         /// Access logs.
         access_logging: Vec<AccessLogging> = "accessLogging",
@@ -25,7 +24,6 @@ message! {
 
     /// A provider of MeshConfig.
     pub struct ProviderRef {
-        /// Name.
         name: String = "name" [required, non_empty],
     }
 
@@ -69,7 +67,6 @@ message! {
 
     /// Where a tag's value comes from.
     pub struct TagSource {
-        /// Name.
         name: String = "name" [required, non_empty],
         /// If it is absent there.
         default_value: String = "defaultValue",
@@ -81,7 +78,6 @@ message! {
         mode: WorkloadMode = "mode",
     }
 
-    /// Metrics.
     pub struct Metrics {
         /// Where to; empty is inherited.
         providers: Vec<ProviderRef> = "providers",
@@ -153,7 +149,6 @@ words! {
     pub enum TagOperation {
         /// Set.
         Upsert = "UPSERT",
-        /// Removed.
         Remove = "REMOVE",
     }
 

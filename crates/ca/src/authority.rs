@@ -253,7 +253,6 @@ impl CertificateAuthority {
         Ok(authority)
     }
 
-    /// The trust domain.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }

@@ -27,7 +27,6 @@ pub enum SignError {
     /// The identity is of another trust domain.
     #[error("identity {identity} is not of this authority's trust domain {ours}")]
     TrustDomain {
-        /// The identity.
         identity: String,
         /// The authority's.
         ours: String,

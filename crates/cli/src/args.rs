@@ -27,7 +27,6 @@ pub struct Cli {
     /// Folder of the mesh's sockets and logs, if the mesh was started with --run-dir
     #[arg(long, global = true, env = "MELTEMI_RUN_DIR", value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -49,7 +48,6 @@ pub enum Command {
     Mesh(MeshCommand),
     /// Print a completion script for a shell: `source <(meltemi completion bash)`
     Completion {
-        /// The shell.
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },

@@ -22,14 +22,12 @@ pub enum Value {
     Number(f64),
     /// Text.
     String(Arc<str>),
-    /// A list.
     List(Vec<Value>),
     /// Fields by name.
     Struct(BTreeMap<Arc<str>, Value>),
 }
 
 impl Value {
-    /// Text.
     pub fn string(text: &str) -> Self {
         Self::String(text.into())
     }

@@ -37,15 +37,11 @@ pub struct ChangeSet {
     pub virtual_services: Changed<VirtualService>,
     /// DestinationRules as written, before those of one host are merged.
     pub destination_rules: Changed<DestinationRule>,
-    /// Gateways.
     pub gateways: Changed<Gateway>,
-    /// Sidecars.
     pub sidecars: Changed<Sidecar>,
-    /// PeerAuthentications.
     pub peer_authentications: Changed<PeerAuthentication>,
     /// AuthorizationPolicies.
     pub authorization_policies: Changed<AuthorizationPolicy>,
-    /// Telemetries.
     pub telemetries: Changed<Telemetry>,
     /// Secrets whose credential changed. The values are left out: a change must not keep old keys.
     pub secrets: BTreeSet<NamespacedName>,

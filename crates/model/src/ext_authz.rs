@@ -65,9 +65,7 @@ impl fmt::Display for ServiceName {
 /// A service that decides on requests.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Authorizer {
-    /// The service.
     pub service: ServiceName,
-    /// Its port.
     pub port: u16,
     /// How a check is asked.
     pub check: Check,

@@ -31,7 +31,6 @@ pub struct Server {
     pub name: String,
     /// The port clients connect to; the proxy may listen on another (the Service's targetPort).
     pub port: u16,
-    /// The port's name.
     pub port_name: String,
     /// What it speaks.
     pub protocol: Protocol,

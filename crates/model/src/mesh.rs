@@ -12,7 +12,6 @@ use crate::{LocalityLb, LogFormat, OutboundMode, Provider};
 pub struct MeshSettings {
     /// rootNamespace: policies there hold for the whole mesh.
     pub root_namespace: String,
-    /// trustDomain.
     pub trust_domain: TrustDomain,
     /// trustDomainAliases, without the mesh's own domain.
     pub trust_domain_aliases: Vec<String>,
@@ -28,11 +27,9 @@ pub struct MeshSettings {
     pub keepalive: Option<Keepalive>,
     /// enableAutoMtls: clients use mutual TLS wherever the server's endpoint has a proxy.
     pub auto_mtls: bool,
-    /// pathNormalization.
     pub paths: PathNormalization,
     /// h2UpgradePolicy: HTTP/1.1 requests go to upstreams as HTTP/2.
     pub h2_upgrade: bool,
-    /// localityLbSetting.
     pub locality: Option<LocalityLb>,
     /// outboundTrafficPolicy.mode.
     pub outbound_mode: OutboundMode,

@@ -10,7 +10,6 @@ use meltemi_types::ObjectRef;
 pub struct NamespacedName {
     /// The namespace; empty for cluster-scoped objects.
     pub namespace: String,
-    /// The name.
     pub name: String,
 }
 

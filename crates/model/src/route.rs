@@ -151,15 +151,12 @@ pub struct HttpMatch {
     pub ignore_uri_case: bool,
     /// `http` or `https`.
     pub scheme: Option<StringMatch>,
-    /// The method.
     pub method: Option<StringMatch>,
-    /// The authority.
     pub authority: Option<StringMatch>,
     /// Headers that must match, by lower-case name.
     pub headers: BTreeMap<String, StringMatch>,
     /// Headers that must not match, by lower-case name.
     pub without_headers: BTreeMap<String, StringMatch>,
-    /// Query parameters.
     pub query_params: BTreeMap<String, StringMatch>,
     /// Port, client and gateway.
     pub source: SourceMatch,
@@ -294,7 +291,6 @@ pub enum RedirectPort {
 /// HTTPDirectResponse.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DirectResponse {
-    /// The status.
     pub status: u16,
     /// The body; empty for none.
     pub body: Vec<u8>,
@@ -303,7 +299,6 @@ pub struct DirectResponse {
 /// HTTPRewrite.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rewrite {
-    /// The path.
     pub path: RewritePath,
     /// The authority; `None` keeps it.
     pub authority: Option<String>,
@@ -403,7 +398,6 @@ pub struct Mirror {
     pub percent: Percent,
 }
 
-/// CorsPolicy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Cors {
     /// Accepted origins.
@@ -445,7 +439,6 @@ pub struct HeaderChanges {
     pub set: BTreeMap<String, String>,
     /// Appends.
     pub add: BTreeMap<String, String>,
-    /// Removes.
     pub remove: Vec<String>,
 }
 

@@ -84,9 +84,7 @@ pub enum PolicyTarget {
 pub struct TargetRef {
     /// API group.
     pub group: String,
-    /// Kind.
     pub kind: String,
-    /// Name.
     pub name: String,
     /// Namespace; the policy's own if not written.
     pub namespace: String,
@@ -162,7 +160,6 @@ pub struct AuthzOperation {
     pub hosts: Values,
     /// Destination ports.
     pub ports: Values,
-    /// Methods.
     pub methods: Values,
     /// Paths, perhaps with `{*}` and `{**}`.
     pub paths: Values,
@@ -173,7 +170,6 @@ pub struct AuthzOperation {
 pub struct AuthzCondition {
     /// The attribute.
     pub key: String,
-    /// Its values.
     pub values: Values,
 }
 
@@ -183,7 +179,6 @@ pub struct AuthzCondition {
 pub struct AuthorizationPolicies {
     /// CUSTOM, by provider.
     pub custom: Vec<CustomAuthorization>,
-    /// DENY.
     pub deny: Vec<Arc<AuthorizationPolicy>>,
     /// ALLOW.
     pub allow: Vec<Arc<AuthorizationPolicy>>,

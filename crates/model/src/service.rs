@@ -122,7 +122,6 @@ pub struct ServicePort {
 /// The workload's side of a service port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum TargetPort {
-    /// A number.
     Number(u16),
     /// The name of a container port.
     Name(String),

@@ -22,7 +22,6 @@ pub struct Sidecar {
     pub ingress: Vec<IngressListener>,
     /// What it reaches; empty for everything.
     pub egress: Vec<EgressListener>,
-    /// inboundConnectionPool.
     pub inbound_connection_pool: Option<ConnectionPool>,
     /// outboundTrafficPolicy; `None` is the mesh's.
     pub outbound_policy: Option<OutboundPolicy>,
@@ -33,7 +32,6 @@ pub struct Sidecar {
 pub struct IngressListener {
     /// The port that is served.
     pub port: u16,
-    /// Its name.
     pub port_name: String,
     /// What it speaks.
     pub protocol: Protocol,
@@ -45,7 +43,6 @@ pub struct IngressListener {
     pub default_endpoint: Option<IngressEndpoint>,
     /// TLS that this listener terminates itself, instead of the mesh's.
     pub tls: Option<ServerTls>,
-    /// connectionPool.
     pub connection_pool: Option<ConnectionPool>,
 }
 
@@ -97,7 +94,6 @@ impl EgressListener {
 pub struct EgressPort {
     /// Its number; 0 with a Unix socket.
     pub number: u16,
-    /// Its name.
     pub name: String,
     /// What it speaks.
     pub protocol: Protocol,
@@ -112,7 +108,6 @@ pub struct EgressHost {
     pub host: Hostname,
 }
 
-/// captureMode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum CaptureMode {
     /// As the workload is set up.
@@ -124,7 +119,6 @@ pub enum CaptureMode {
     None,
 }
 
-/// outboundTrafficPolicy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OutboundPolicy {
     /// What happens to unknown destinations.

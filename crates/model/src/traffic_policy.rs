@@ -70,7 +70,6 @@ fn merge_policy(base: PolicySettings, over: &TrafficPolicy, port: u16) -> Policy
 /// DestinationRule.subsets[].
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Subset {
-    /// Its name.
     pub name: String,
     /// Which endpoints.
     pub labels: Selector,
@@ -90,23 +89,15 @@ pub struct TrafficPolicy {
 /// One block each, `None` where nothing is written.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct PolicySettings {
-    /// loadBalancer.
     pub load_balancer: Option<LoadBalancer>,
-    /// connectionPool.
     pub connection_pool: Option<ConnectionPool>,
-    /// outlierDetection.
     pub outlier: Option<OutlierDetection>,
-    /// tls.
     pub tls: Option<ClientTls>,
-    /// tunnel.
     pub tunnel: Option<Tunnel>,
-    /// proxyProtocol.
     pub proxy_protocol: Option<ProxyProtocol>,
-    /// retryBudget.
     pub retry_budget: Option<RetryBudget>,
 }
 
-/// loadBalancer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct LoadBalancer {
     /// The algorithm.
@@ -127,15 +118,12 @@ pub enum LbPolicy {
     LeastRequest,
     /// ROUND_ROBIN.
     RoundRobin,
-    /// RANDOM.
     Random,
     /// PASSTHROUGH: the connection's original destination.
     Passthrough,
-    /// consistentHash.
     ConsistentHash(ConsistentHash),
 }
 
-/// consistentHash.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ConsistentHash {
     /// What is hashed.
@@ -151,7 +139,6 @@ pub enum HashKey {
     Header(String),
     /// A cookie, made by the proxy if a lifetime is given.
     Cookie {
-        /// Its name.
         name: String,
         /// Its path; empty if unset.
         path: String,
@@ -162,7 +149,6 @@ pub enum HashKey {
     },
     /// The client's address.
     SourceIp,
-    /// A query parameter.
     QueryParameter(String),
 }
 
@@ -170,10 +156,7 @@ pub enum HashKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum HashAlgorithm {
     /// A ring with at least this many points (1024 by default).
-    Ring {
-        /// Minimum size.
-        minimum_size: u64,
-    },
+    Ring { minimum_size: u64 },
     /// Maglev with a table of this size; `None` is Envoy's 65537.
     Maglev {
         /// A prime.
@@ -181,7 +164,6 @@ pub enum HashAlgorithm {
     },
 }
 
-/// localityLbSetting.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct LocalityLb {
     /// `None` is enabled.
@@ -194,7 +176,6 @@ pub struct LocalityLb {
     pub failover_priority: Vec<String>,
 }
 
-/// warmup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Warmup {
     /// How long.
@@ -245,9 +226,7 @@ pub struct OutlierDetection {
     pub consecutive_5xx: Option<u32>,
     /// consecutiveGatewayErrors; `None` or 0 disables.
     pub consecutive_gateway_errors: Option<u32>,
-    /// splitExternalLocalOriginErrors.
     pub split_local_origin: bool,
-    /// consecutiveLocalOriginFailures.
     pub consecutive_local_origin_failures: Option<u32>,
     /// Between sweeps.
     pub interval: Option<Duration>,
@@ -297,7 +276,6 @@ pub enum ClientTlsMode {
     IstioMutual,
 }
 
-/// tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tunnel {
     /// POST instead of CONNECT.
@@ -317,7 +295,6 @@ pub enum ProxyProtocol {
     V2,
 }
 
-/// retryBudget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RetryBudget {
     /// Share of active requests; 20 % by default.

@@ -15,9 +15,7 @@ pub struct Workload {
     pub origin: Origin,
     /// Name of the Pod or WorkloadEntry.
     pub name: String,
-    /// Its namespace.
     pub namespace: String,
-    /// Its labels.
     pub labels: Labels,
     /// Its addresses, the primary first; empty for a WorkloadEntry with a DNS name or Unix socket,
     /// or a Pod without IP.
@@ -82,7 +80,6 @@ impl Workload {
 pub struct WorkloadPort {
     /// Its name; may be empty.
     pub name: String,
-    /// Its number.
     pub number: u16,
     /// Declared by name, as for services.
     pub protocol: Protocol,

@@ -110,7 +110,6 @@ pub const ROUTER_TARGET: &str = "@router";
 pub enum ProgramName {
     /// The application.
     App,
-    /// The proxy.
     Proxy,
 }
 

@@ -25,7 +25,6 @@ pub enum LogSink {
     Stdout,
     /// Standard error (also the file `/dev/stderr`).
     Stderr,
-    /// A file.
     File(Box<str>),
 }
 
@@ -191,7 +190,6 @@ pub struct LogRecord<'a> {
     pub status: u16,
     /// How long it lasted, in whole milliseconds.
     pub duration_ms: u64,
-    /// Response flags.
     pub flags: ResponseFlags,
     /// The gRPC status, if the response has one.
     pub grpc_status: Option<u32>,

@@ -65,7 +65,6 @@ pub struct StaticResource<T> {
 pub struct StaticSecret {
     /// The name by which resources refer to it.
     pub name: Arc<str>,
-    /// Its content.
     pub content: SecretContent,
 }
 

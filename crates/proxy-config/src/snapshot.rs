@@ -30,7 +30,6 @@ type ByName<T> = HashMap<Arc<str>, T, FastHash>;
 /// A cluster with the endpoints that it has at the moment.
 #[derive(Debug, Clone)]
 pub struct ServedCluster {
-    /// The cluster.
     pub cluster: Arc<Cluster>,
     /// Its endpoints, names resolved.
     pub endpoints: Arc<EndpointSet>,
@@ -39,9 +38,7 @@ pub struct ServedCluster {
 /// The resources of a snapshot.
 #[derive(Debug, Default)]
 pub struct SnapshotParts {
-    /// The listeners.
     pub listeners: Vec<Arc<Listener>>,
-    /// The clusters.
     pub clusters: Vec<ServedCluster>,
     /// The route tables that RDS delivers, by the name under which listeners ask for them.
     pub routes: Vec<(Arc<str>, Arc<RouteTable>)>,

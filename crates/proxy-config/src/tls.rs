@@ -229,9 +229,7 @@ pub enum SanKind {
 /// The transport of connections to an endpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub enum UpstreamTransport {
-    /// Plaintext.
     Plaintext,
-    /// TLS.
     Tls(Arc<UpstreamTls>),
     /// A header of the PROXY protocol, version 1 or 2, before the inner transport.
     ProxyProtocol(u8, Box<UpstreamTransport>),

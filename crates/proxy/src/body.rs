@@ -62,7 +62,6 @@ pub enum BodyIn<'a> {
 /// See [`BodyIn::H1`].
 #[derive(Debug)]
 pub struct H1BodyIn<'a> {
-    /// The connection.
     pub io: &'a Io,
     /// Its unread bytes.
     pub input: &'a mut Input,
@@ -78,7 +77,6 @@ pub struct H1BodyIn<'a> {
 /// See [`BodyIn::H2`].
 #[derive(Debug)]
 pub struct H2BodyIn {
-    /// The stream.
     pub stream: h2::RecvStream,
     /// Flow control that the last piece holds.
     pub held: usize,
@@ -229,7 +227,6 @@ pub enum BodyOut<'a> {
     Discard,
     /// To an HTTP/1.1 connection.
     H1 {
-        /// The connection.
         io: &'a Io,
         /// A head that waits to go out with the first piece.
         head: Vec<u8>,

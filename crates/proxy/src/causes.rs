@@ -56,7 +56,6 @@ pub enum TlsReason {
 }
 
 impl TlsReason {
-    /// The label.
     pub fn label(self) -> &'static str {
         match self {
             Self::Timeout => "timeout",

@@ -29,7 +29,6 @@ pub struct Common {
     pub binder: Arc<dyn Binder>,
     /// Who we are, as peers and metrics are told.
     pub local: LocalPeer,
-    /// Node id.
     pub node_id: Arc<str>,
     /// Open downstream connections.
     pub connections: Gauge,

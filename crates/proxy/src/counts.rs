@@ -116,13 +116,11 @@ pub struct ClusterCounts {
 /// Of all connection managers of one statistics prefix.
 #[derive(Debug, Clone, Default)]
 pub struct HttpCounts {
-    /// Requests.
     pub requests: Count,
     /// Requests under way.
     pub active: Count,
     /// Responses.
     pub codes: Codes,
-    /// Connections.
     pub connections: Count,
     /// Open connections.
     pub open: Count,
@@ -133,7 +131,6 @@ pub struct HttpCounts {
 /// Of a listener.
 #[derive(Debug, Clone, Default)]
 pub struct ListenerCounts {
-    /// Connections.
     pub connections: Count,
     /// Open connections.
     pub open: Count,
@@ -150,7 +147,6 @@ pub struct ListenerCounts {
 }
 
 impl ListenerCounts {
-    /// A handshake failed.
     pub fn failed_handshake(&self, reason: TlsReason) {
         match reason {
             TlsReason::NoCertificate => self.no_certificate.inc(),

@@ -42,9 +42,7 @@ impl DrainReason {
 pub struct ChainView {
     /// The worker's configuration that this was looked up in.
     pub generation: u64,
-    /// The listener.
     pub listener: Arc<Listener>,
-    /// The chain.
     pub chain: Arc<FilterChain>,
     /// The chain's HTTP settings, if it serves HTTP.
     pub http: Option<Arc<HttpConnectionManager>>,

@@ -32,17 +32,13 @@ use crate::worker::Worker;
 /// A request that has come.
 #[derive(Debug)]
 pub struct Incoming<'a> {
-    /// The worker.
     pub worker: &'a Rc<Worker>,
-    /// The connection.
     pub conn: &'a Rc<Downstream>,
     /// What it runs under, to its end.
     pub view: Rc<ChainView>,
-    /// Its head.
     pub head: &'a mut RequestHead,
     /// It asks for an upgrade.
     pub upgrade: bool,
-    /// Its body.
     pub body: BodyIn<'a>,
     /// The way back.
     pub responder: Responder<'a>,

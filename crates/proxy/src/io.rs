@@ -15,7 +15,6 @@ use tokio_util::io::poll_read_buf;
 /// A TCP stream, perhaps under TLS.
 #[derive(Debug)]
 pub enum Stream {
-    /// Plaintext.
     Plain(TcpStream),
     /// Either side of TLS.
     Tls(Box<TlsStream<TcpStream>>),

@@ -35,9 +35,7 @@ pub struct LogFacts<'a> {
     pub response: Option<&'a ResponseHead>,
     /// Trailers of the response.
     pub trailers: Option<&'a http::HeaderMap>,
-    /// The connection.
     pub conn: &'a Downstream,
-    /// Its configuration.
     pub view: &'a ChainView,
     /// Where clusters and endpoints are looked up.
     pub worker: Option<&'a Worker>,

@@ -60,7 +60,6 @@ pub struct StreamInfo {
     pub position: Option<Position>,
     /// The virtual host's name.
     pub host: Option<Arc<str>>,
-    /// The cluster.
     pub cluster: Option<Arc<str>>,
     /// The endpoint.
     pub upstream: Option<SocketAddr>,

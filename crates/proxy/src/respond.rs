@@ -27,7 +27,6 @@ pub enum Responder<'a> {
 /// See [`Responder::H1`].
 #[derive(Debug)]
 pub struct H1Responder<'a> {
-    /// The connection.
     pub io: &'a Io,
     /// What is known of it.
     pub conn: &'a Downstream,

@@ -27,9 +27,7 @@ use crate::worker::Worker;
 /// What filters see beside the heads.
 #[derive(Debug, Clone, Copy)]
 pub struct FilterInputs<'a> {
-    /// The worker.
     pub worker: &'a Rc<Worker>,
-    /// The connection.
     pub conn: &'a Rc<Downstream>,
     /// The configuration that the exchange runs under.
     pub view: &'a Rc<ChainView>,
@@ -37,9 +35,7 @@ pub struct FilterInputs<'a> {
     pub http: &'a HttpConnectionManager,
     /// The client.
     pub remote: SocketAddr,
-    /// The route.
     pub decision: Option<&'a RouteDecision<'a>>,
-    /// The cluster.
     pub cluster: Option<&'a str>,
     /// The upstream is in the mesh.
     pub in_mesh: bool,

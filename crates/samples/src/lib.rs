@@ -30,7 +30,6 @@ pub enum Service {
 /// Arguments of a sample: `meltemi sample reviews --version v2 --port 9080`.
 #[derive(Debug, Clone, Parser)]
 pub struct SampleOptions {
-    /// The service.
     #[arg(value_enum)]
     pub service: Service,
     /// Its version: v1, and for reviews v2 (black stars) or v3 (red stars).

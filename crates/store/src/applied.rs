@@ -29,7 +29,6 @@ pub enum ApplyError {
     /// It stands where it cannot be changed by program.
     #[error("{key} is in {}, which has to be edited by hand: {reason}", file.display())]
     NotEditable {
-        /// The object.
         key: ObjectKey,
         /// Where it is.
         file: PathBuf,
@@ -39,7 +38,6 @@ pub enum ApplyError {
     /// Writing failed; nothing has changed.
     #[error("{} cannot be written: {error}; nothing was changed", file.display())]
     Io {
-        /// The object.
         key: ObjectKey,
         /// Where.
         file: PathBuf,
@@ -64,7 +62,6 @@ pub enum Action {
 /// What became of an object, and where it stands.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// The object.
     pub key: ObjectKey,
     /// What became of it.
     pub action: Action,

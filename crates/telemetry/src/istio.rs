@@ -73,9 +73,7 @@ pub struct Peer {
     pub app: Arc<str>,
     /// Label `version`.
     pub version: Arc<str>,
-    /// Canonical service.
     pub canonical_service: Arc<str>,
-    /// Canonical revision.
     pub canonical_revision: Arc<str>,
     /// Cluster id.
     pub cluster: Arc<str>,
@@ -117,7 +115,6 @@ pub struct TrafficLabels {
     pub destination_service: Arc<str>,
     /// The service's short name.
     pub destination_service_name: Arc<str>,
-    /// The service's namespace.
     pub destination_service_namespace: Arc<str>,
     /// Short strings of Envoy's response flags, `-` if none.
     pub response_flags: Arc<str>,

@@ -116,7 +116,6 @@ pub enum PeerError {
     /// More certificates than any honest peer sends.
     #[error("expected at most {limit} certificates, presented {presented}")]
     TooMany {
-        /// The limit.
         limit: usize,
         /// The number.
         presented: usize,

@@ -222,7 +222,6 @@ impl TrustBundle {
         certificates_to_pem(&self.certificates().cloned().collect::<Vec<_>>())
     }
 
-    /// The revocation lists.
     pub(crate) fn crls(&self) -> Vec<&CertRevocationList<'static>> {
         self.inner.crls.iter().map(Arc::as_ref).collect()
     }

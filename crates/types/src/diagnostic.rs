@@ -114,7 +114,6 @@ pub struct Diagnostic {
     pub code: String,
     /// Severity of the diagnostic.
     pub severity: Severity,
-    /// The object.
     pub object: ObjectRef,
     /// Path of the field: `spec.http[0].route[1].destination.host`. Empty if the diagnostic is
     /// about the whole object.

@@ -64,7 +64,6 @@ pub enum WhenFull {
 
 /// A listening socket.
 pub trait Accept {
-    /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
     /// The client's address.
     type Peer: Clone + Send + 'static;

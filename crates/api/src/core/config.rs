@@ -9,7 +9,6 @@ message! {
     pub struct ConfigMap {
         /// Texts.
         data: BTreeMap<String, String> = "data",
-        /// Bytes.
         binary_data: BTreeMap<String, Base64Bytes> = "binaryData",
     }
 
@@ -17,7 +16,6 @@ message! {
     pub struct Secret {
         /// For example `kubernetes.io/tls`.
         r#type: String = "type",
-        /// Bytes.
         data: BTreeMap<String, Base64Bytes> = "data",
         /// Texts; they win over `data`.
         string_data: BTreeMap<String, SecretText> = "stringData",

@@ -11,7 +11,6 @@ use crate::shared::WorkloadSelector;
 message! {
     /// The body of a Pod.
     pub struct PodSpec {
-        /// Containers.
         containers: Vec<Container> = "containers",
         /// Containers that run before.
         init_containers: Vec<Container> = "initContainers",
@@ -33,11 +32,8 @@ message! {
         volumes: Vec<Value> = "volumes",
     }
 
-    /// A container.
     pub struct Container {
-        /// Name.
         name: String = "name",
-        /// Image.
         image: String = "image",
         /// Program, instead of the image's.
         command: Vec<String> = "command",
@@ -47,7 +43,6 @@ message! {
         working_dir: String = "workingDir",
         /// Environment.
         env: Vec<EnvVar> = "env",
-        /// Ports.
         ports: Vec<ContainerPort> = "ports",
         /// Whether it gets traffic.
         readiness_probe: Option<Probe> = "readinessProbe",
@@ -61,9 +56,7 @@ message! {
 
     /// A variable.
     pub struct EnvVar {
-        /// Name.
         name: String = "name",
-        /// Value.
         value: String = "value",
         /// Where the value comes from instead, as written.
         value_from: Option<Value> = "valueFrom",
@@ -71,7 +64,6 @@ message! {
 
     /// A port of a container.
     pub struct ContainerPort {
-        /// Name.
         name: String = "name",
         /// Number.
         container_port: u16 = "containerPort",
@@ -81,7 +73,6 @@ message! {
 
     /// A health check.
     pub struct Probe {
-        /// A GET.
         http_get: Option<HttpGetAction> = "httpGet",
         /// A connection.
         tcp_socket: Option<TcpSocketAction> = "tcpSocket",
@@ -101,11 +92,8 @@ message! {
         failure_threshold: i32 = "failureThreshold",
     }
 
-    /// A GET.
     pub struct HttpGetAction {
-        /// Path.
         path: String = "path",
-        /// Port.
         port: IntOrString = "port",
         /// Host header and address.
         host: String = "host",
@@ -115,7 +103,6 @@ message! {
 
     /// A connection.
     pub struct TcpSocketAction {
-        /// Port.
         port: IntOrString = "port",
     }
 
@@ -127,7 +114,6 @@ message! {
 
     /// A gRPC health check.
     pub struct GrpcAction {
-        /// Port.
         port: u16 = "port",
         /// Service to ask for.
         service: String = "service",
@@ -153,7 +139,6 @@ message! {
         ip: String = "ip",
     }
 
-    /// A condition.
     pub struct PodCondition {
         /// Which.
         r#type: String = "type",
@@ -165,7 +150,6 @@ message! {
     pub struct Pod {
         /// Body.
         spec: PodSpec = "spec",
-        /// Status.
         status: PodStatus = "status",
     }
 
@@ -175,7 +159,6 @@ message! {
         replicas: Option<i32> = "replicas",
         /// Labels of its pods.
         selector: WorkloadSelector = "selector",
-        /// Its pods.
         template: PodTemplate = "template",
         /// Whether it makes no new pods.
         paused: bool = "paused",
@@ -191,7 +174,6 @@ message! {
 
     /// Labels and annotations.
     pub struct TemplateMeta {
-        /// Labels.
         labels: Labels = "labels",
         /// Annotations.
         annotations: BTreeMap<String, String> = "annotations",

@@ -7,7 +7,6 @@ use crate::schema::{IntOrString, message};
 message! {
     /// The body of a Service.
     pub struct ServiceSpec {
-        /// Ports.
         ports: Vec<ServicePortSpec> = "ports",
         /// Labels of its pods; empty is none.
         selector: Selector = "selector",

@@ -136,7 +136,6 @@ message! {
 
     /// A further root: one of both.
     pub struct CertificateData {
-        /// PEM.
         pem: Option<String> = "pem",
         /// Where a bundle is fetched.
         spiffe_bundle_url: Option<String> = "spiffeBundleUrl",
@@ -148,13 +147,11 @@ message! {
 
     /// Settings of hosts.
     pub struct ServiceSettings {
-        /// The settings.
         settings: Option<ServiceSetting> = "settings",
         /// The hosts; `*.` prefixes allowed.
         hosts: Vec<String> = "hosts",
     }
 
-    /// A setting.
     pub struct ServiceSetting {
         /// Whether only endpoints of the own cluster are used.
         cluster_local: bool = "clusterLocal",
@@ -174,7 +171,6 @@ message! {
         key: String = "key",
         /// In, NotIn, Exists, DoesNotExist.
         operator: String = "operator",
-        /// Values.
         values: Vec<String> = "values",
     }
 
@@ -238,7 +234,6 @@ words! {
     pub enum NormalizationType {
         /// As `BASE`.
         Default = "DEFAULT",
-        /// None.
         None = "NONE",
         /// RFC 3986.
         Base = "BASE",

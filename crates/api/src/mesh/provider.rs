@@ -51,9 +51,7 @@ message! {
     pub struct ServiceProvider {
         /// `host` or `namespace/host`.
         service: String = "service",
-        /// Port.
         port: u32 = "port",
-        /// Name.
         name: String = "name",
     }
 
@@ -121,7 +119,6 @@ message! {
     pub struct TracingProvider {
         /// `host` or `namespace/host`.
         service: String = "service" [required],
-        /// Port.
         port: u32 = "port" [required],
         /// Longest path.
         max_tag_length: u32 = "maxTagLength",
@@ -143,7 +140,6 @@ message! {
     pub struct OpenTelemetryProvider {
         /// `host` or `namespace/host`.
         service: String = "service" [required],
-        /// Port.
         port: u32 = "port" [required],
         /// Longest path.
         max_tag_length: u32 = "maxTagLength",
@@ -161,11 +157,9 @@ message! {
 
     /// OpenTelemetry over HTTP.
     pub struct OpenTelemetryHttp {
-        /// Path.
         path: String = "path",
         /// Of a call.
         timeout: Option<Duration> = "timeout",
-        /// Headers.
         headers: Vec<Value> = "headers",
     }
 
@@ -173,7 +167,6 @@ message! {
     pub struct OpenTelemetryGrpc {
         /// Of a call.
         timeout: Option<Duration> = "timeout",
-        /// Metadata.
         initial_metadata: Vec<Value> = "initialMetadata",
     }
 
@@ -199,17 +192,13 @@ message! {
     pub struct AlsProvider {
         /// `host` or `namespace/host`.
         service: String = "service" [required],
-        /// Port.
         port: u32 = "port" [required],
         /// Name of the log.
         log_name: String = "logName",
         /// Objects of filter state.
         filter_state_objects_to_log: Vec<String> = "filterStateObjectsToLog",
-        /// Request headers.
         additional_request_headers_to_log: Vec<String> = "additionalRequestHeadersToLog",
-        /// Response headers.
         additional_response_headers_to_log: Vec<String> = "additionalResponseHeadersToLog",
-        /// Response trailers.
         additional_response_trailers_to_log: Vec<String> = "additionalResponseTrailersToLog",
     }
 
@@ -217,11 +206,9 @@ message! {
     pub struct OtelAlsProvider {
         /// `host` or `namespace/host`.
         service: String = "service" [required],
-        /// Port.
         port: u32 = "port" [required],
         /// Name of the log.
         log_name: String = "logName",
-        /// Form.
         log_format: Option<LogFormat> = "logFormat",
         /// Objects of filter state.
         filter_state_objects_to_log: Vec<String> = "filterStateObjectsToLog",
@@ -231,7 +218,6 @@ message! {
     pub struct DefaultProviders {
         /// Of spans.
         tracing: Vec<String> = "tracing",
-        /// Of metrics.
         metrics: Vec<String> = "metrics",
         /// Of access logs.
         access_logging: Vec<String> = "accessLogging",

@@ -43,9 +43,7 @@ message! {
         interception_mode: InterceptionMode = "interceptionMode",
         /// Spans.
         tracing: Option<ProxyTracing> = "tracing",
-        /// A log service.
         envoy_access_log_service: Option<RemoteService> = "envoyAccessLogService",
-        /// A metrics service.
         envoy_metrics_service: Option<RemoteService> = "envoyMetricsService",
         /// Environment and metadata of the proxy.
         proxy_metadata: BTreeMap<String, String> = "proxyMetadata",
@@ -85,13 +83,10 @@ message! {
 
     /// Spans.
     pub struct ProxyTracing {
-        /// Zipkin.
         zipkin: Option<AddressOnly> = "zipkin",
         /// Deprecated.
         lightstep: Option<Value> = "lightstep",
-        /// Datadog.
         datadog: Option<AddressOnly> = "datadog",
-        /// Stackdriver.
         stackdriver: Option<Value> = "stackdriver",
         /// Deprecated.
         open_census_agent: Option<Value> = "openCensusAgent",
@@ -167,7 +162,6 @@ message! {
     pub struct ProxyHeaderServer {
         /// Whether it is left alone.
         disabled: Option<bool> = "disabled",
-        /// Its value.
         value: String = "value",
     }
 
@@ -183,7 +177,6 @@ words! {
     pub enum TracingServiceName {
         /// `app` label and namespace.
         AppLabelAndNamespace = "APP_LABEL_AND_NAMESPACE",
-        /// Canonical name.
         CanonicalNameOnly = "CANONICAL_NAME_ONLY",
         /// Canonical name and namespace.
         CanonicalNameAndNamespace = "CANONICAL_NAME_AND_NAMESPACE",

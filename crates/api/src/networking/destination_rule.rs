@@ -105,7 +105,6 @@ message! {
 
     /// A cookie for affinity.
     pub struct HttpCookie {
-        /// Name.
         name: String = "name" [required],
         /// Path of a made cookie.
         path: String = "path",
@@ -117,13 +116,11 @@ message! {
 
     /// An attribute of a cookie.
     pub struct CookieAttribute {
-        /// Name.
         name: String = "name" [required],
         /// Value; empty for a flag.
         value: String = "value",
     }
 
-    /// A hash ring.
     pub struct RingHash {
         /// Points on the ring; 0 is 1024.
         minimum_ring_size: u64 = "minimumRingSize",
@@ -319,7 +316,6 @@ message! {
 
     /// PROXY protocol towards endpoints.
     pub struct ProxyProtocol {
-        /// Version.
         version: ProxyProtocolVersion = "version",
     }
 

@@ -40,7 +40,6 @@ message! {
         listener: Option<ListenerMatch> = "listener",
         /// Routes and what is in them.
         route_configuration: Option<RouteConfigurationMatch> = "routeConfiguration",
-        /// Clusters.
         cluster: Option<ClusterMatch> = "cluster",
         /// What a waypoint holds.
         waypoint: Option<WaypointMatch> = "waypoint",
@@ -56,7 +55,6 @@ message! {
 
     /// Which listener.
     pub struct ListenerMatch {
-        /// Port.
         port_number: u32 = "portNumber",
         /// Name of the service's port.
         port_name: String = "portName",
@@ -70,7 +68,6 @@ message! {
 
     /// Which filter chain.
     pub struct FilterChainMatch {
-        /// Name.
         name: String = "name",
         /// Server name that it matches.
         sni: String = "sni",
@@ -88,7 +85,6 @@ message! {
 
     /// Which filter.
     pub struct FilterMatch {
-        /// Name.
         name: String = "name",
         /// HTTP filter in it.
         sub_filter: Option<NameMatch> = "subFilter",
@@ -96,13 +92,11 @@ message! {
 
     /// By name.
     pub struct NameMatch {
-        /// Name.
         name: String = "name",
     }
 
     /// Which route configuration.
     pub struct RouteConfigurationMatch {
-        /// Port.
         port_number: u32 = "portNumber",
         /// Name of the port.
         port_name: String = "portName",
@@ -110,13 +104,11 @@ message! {
         gateway: String = "gateway",
         /// Virtual host in it.
         vhost: Option<VirtualHostMatch> = "vhost",
-        /// Name.
         name: String = "name",
     }
 
     /// Which virtual host.
     pub struct VirtualHostMatch {
-        /// Name.
         name: String = "name",
         /// One of its domains.
         domain_name: String = "domainName",
@@ -126,7 +118,6 @@ message! {
 
     /// Which route.
     pub struct RouteMatch {
-        /// Name.
         name: String = "name",
         /// What it does.
         action: RouteAction = "action",
@@ -138,7 +129,6 @@ message! {
         port_number: u32 = "portNumber",
         /// Host of the service.
         service: String = "service",
-        /// Subset.
         subset: String = "subset",
         /// Name of the cluster.
         name: String = "name",
@@ -148,9 +138,7 @@ message! {
     pub struct WaypointMatch {
         /// Port of the service.
         port_number: Option<u32> = "portNumber",
-        /// Filter.
         filter: Option<FilterMatch> = "filter",
-        /// Route.
         route: Option<NameMatch> = "route",
     }
 
@@ -170,27 +158,16 @@ words! {
     pub enum ApplyTo {
         /// Nothing.
         Invalid = "INVALID",
-        /// A listener.
         Listener = "LISTENER",
-        /// A filter chain.
         FilterChain = "FILTER_CHAIN",
-        /// A network filter.
         NetworkFilter = "NETWORK_FILTER",
-        /// An HTTP filter.
         HttpFilter = "HTTP_FILTER",
-        /// A route configuration.
         RouteConfiguration = "ROUTE_CONFIGURATION",
-        /// A virtual host.
         VirtualHost = "VIRTUAL_HOST",
-        /// A route.
         HttpRoute = "HTTP_ROUTE",
-        /// A cluster.
         Cluster = "CLUSTER",
-        /// An extension configuration.
         ExtensionConfig = "EXTENSION_CONFIG",
-        /// The bootstrap.
         Bootstrap = "BOOTSTRAP",
-        /// A listener filter.
         ListenerFilter = "LISTENER_FILTER",
     }
 
@@ -202,9 +179,7 @@ words! {
         SidecarInbound = "SIDECAR_INBOUND",
         /// A sidecar's client side.
         SidecarOutbound = "SIDECAR_OUTBOUND",
-        /// Gateways.
         Gateway = "GATEWAY",
-        /// Waypoints.
         Waypoint = "WAYPOINT",
     }
 
@@ -214,7 +189,6 @@ words! {
         Any = "ANY",
         /// Forwards.
         Route = "ROUTE",
-        /// Redirects.
         Redirect = "REDIRECT",
         /// Answers.
         DirectResponse = "DIRECT_RESPONSE",
@@ -224,11 +198,9 @@ words! {
     pub enum PatchOperation {
         /// Nothing.
         Invalid = "INVALID",
-        /// Merges.
         Merge = "MERGE",
         /// Appends.
         Add = "ADD",
-        /// Removes.
         Remove = "REMOVE",
         /// Puts before the match.
         InsertBefore = "INSERT_BEFORE",
@@ -236,7 +208,6 @@ words! {
         InsertAfter = "INSERT_AFTER",
         /// Puts first.
         InsertFirst = "INSERT_FIRST",
-        /// Replaces.
         Replace = "REPLACE",
         /// Merges; lists are replaced.
         MergeAndReplaceList = "MERGE_AND_REPLACE_LIST",

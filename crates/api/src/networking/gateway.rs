@@ -85,7 +85,6 @@ message! {
     pub struct TlsCertificate {
         /// Chain.
         server_certificate: String = "serverCertificate",
-        /// Key.
         private_key: String = "privateKey",
         /// Clients' roots.
         ca_certificates: String = "caCertificates",

@@ -11,7 +11,6 @@ message! {
         hosts: Vec<String> = "hosts" [required],
         /// Virtual addresses or CIDRs.
         addresses: Vec<String> = "addresses",
-        /// Ports.
         ports: Vec<ServicePort> = "ports",
         /// Inside or outside of the mesh.
         location: Location = "location",

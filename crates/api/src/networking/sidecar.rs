@@ -21,7 +21,6 @@ message! {
 
     /// A served port.
     pub struct IstioIngressListener {
-        /// Port.
         port: SidecarPort = "port" [required],
         /// Address to bind; empty is the workload's.
         bind: String = "bind",
@@ -53,7 +52,6 @@ message! {
         number: u32 = "number",
         /// HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP, TLS.
         protocol: String = "protocol",
-        /// Name.
         name: String = "name",
         /// Deprecated, without effect.
         target_port: u32 = "targetPort",

@@ -79,7 +79,6 @@ message! {
         uri: Option<StringMatch> = "uri",
         /// `http` or `https`.
         scheme: Option<StringMatch> = "scheme",
-        /// Method.
         method: Option<StringMatch> = "method",
         /// Authority (Host).
         authority: Option<StringMatch> = "authority",
@@ -87,7 +86,6 @@ message! {
         headers: StringMatches = "headers",
         /// Headers that must not match.
         without_headers: StringMatches = "withoutHeaders",
-        /// Query parameters.
         query_params: StringMatches = "queryParams",
         /// For exact and prefix paths.
         ignore_uri_case: bool = "ignoreUriCase",
@@ -115,13 +113,11 @@ message! {
 
     /// Another VirtualService, with http routes and without hosts.
     pub struct Delegate {
-        /// Name.
         name: String = "name",
         /// Namespace; empty is this object's.
         namespace: String = "namespace",
     }
 
-    /// A redirect.
     pub struct HttpRedirect {
         /// Replaces the path.
         uri: String = "uri",
@@ -151,7 +147,6 @@ message! {
     pub struct HttpBody {
         /// Text.
         string: Option<String> = "string",
-        /// Bytes.
         bytes: Option<Base64Bytes> = "bytes",
     }
 
@@ -197,7 +192,6 @@ message! {
         abort: Option<FaultAbort> = "abort",
     }
 
-    /// A delay.
     pub struct FaultDelay {
         /// How long.
         fixed_delay: Option<Duration> = "fixedDelay",
@@ -211,7 +205,6 @@ message! {
 
     /// An abort.
     pub struct FaultAbort {
-        /// HTTP status.
         http_status: Option<i32> = "httpStatus",
         /// gRPC status, by name.
         grpc_status: Option<String> = "grpcStatus",
@@ -221,7 +214,6 @@ message! {
         percentage: Option<Percent> = "percentage",
     }
 
-    /// A mirror.
     pub struct HttpMirrorPolicy {
         /// Where to.
         destination: Destination = "destination" [required],
@@ -263,7 +255,6 @@ message! {
         set: BTreeMap<String, String> = "set",
         /// Appends.
         add: BTreeMap<String, String> = "add",
-        /// Removes.
         remove: Vec<String> = "remove",
     }
 

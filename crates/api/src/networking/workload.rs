@@ -14,7 +14,6 @@ message! {
         address: String = "address",
         /// Port by the name of the service's port.
         ports: BTreeMap<String, u32> = "ports",
-        /// Labels.
         labels: Labels = "labels",
         /// Network, if it is not reached directly.
         network: String = "network",
@@ -38,7 +37,6 @@ message! {
 
     /// Labels and annotations.
     pub struct WorkloadGroupMetadata {
-        /// Labels.
         labels: Labels = "labels",
         /// Annotations.
         annotations: BTreeMap<String, String> = "annotations",
@@ -68,9 +66,7 @@ message! {
 
     /// A GET.
     pub struct HttpHealthCheck {
-        /// Path.
         path: String = "path",
-        /// Port.
         port: u32 = "port" [required],
         /// Host to connect to; empty is the workload's address.
         host: String = "host",
@@ -80,11 +76,8 @@ message! {
         http_headers: Vec<HttpHeader> = "httpHeaders",
     }
 
-    /// A header.
     pub struct HttpHeader {
-        /// Name.
         name: String = "name",
-        /// Value.
         value: String = "value",
     }
 
@@ -92,7 +85,6 @@ message! {
     pub struct TcpHealthCheck {
         /// Host to connect to; empty is the workload's address.
         host: String = "host",
-        /// Port.
         port: u32 = "port" [required],
     }
 
@@ -104,7 +96,6 @@ message! {
 
     /// A gRPC health check.
     pub struct GrpcHealthCheck {
-        /// Port.
         port: u32 = "port",
         /// Service to ask for.
         service: String = "service",

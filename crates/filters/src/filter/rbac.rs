@@ -97,7 +97,6 @@ enum NameKind {
 /// The facts that policies are matched against.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
-    /// The connection.
     pub conn: &'a ConnInfo,
     /// The client of this request, or of the connection.
     pub remote: SocketAddr,

@@ -27,7 +27,6 @@ pub struct HttpChain {
 pub struct HttpFilterSlot {
     /// Its name, by which routes address their settings.
     pub name: Arc<str>,
-    /// The filter.
     pub filter: HttpFilter,
     /// Off unless a route turns it on.
     pub disabled: bool,

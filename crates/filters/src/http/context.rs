@@ -38,7 +38,6 @@ pub struct StreamState {
     pub flags: ResponseFlags,
     /// Dynamic metadata.
     pub metadata: Metadata,
-    /// Filter state.
     pub filter_state: FilterState,
     /// The ALPN to offer upstream, by upstream protocol.
     pub alpn: Option<Arc<AlpnOverrides>>,
@@ -82,7 +81,6 @@ pub struct StreamFacts<'a> {
 pub struct RequestContext<'a> {
     /// The filter's place in its chain.
     pub slot: u16,
-    /// The request.
     pub head: &'a mut RequestHead,
     /// Whether the request has a body, held or still to come.
     pub has_body: bool,
@@ -142,7 +140,6 @@ impl RequestContext<'_> {
 pub struct ResponseContext<'a> {
     /// The filter's place in its chain.
     pub slot: u16,
-    /// The response.
     pub head: &'a mut ResponseHead,
     /// The request, as it was forwarded.
     pub request: &'a RequestHead,
@@ -212,7 +209,6 @@ impl DataContext<'_> {
 pub struct DoneContext<'a> {
     /// The filter's place in its chain.
     pub slot: u16,
-    /// The request.
     pub request: &'a RequestHead,
     /// The response, as it was sent; its status is 0 if there was none.
     pub response: &'a ResponseHead,

@@ -15,17 +15,13 @@ use crate::metadata::{Metadata, Value};
 /// What format strings of filters can ask for.
 #[derive(Debug, Clone, Copy)]
 pub struct HeaderFacts<'a> {
-    /// The request.
     pub request: &'a RequestHead,
-    /// The response.
     pub response: Option<&'a ResponseHead>,
-    /// The connection.
     pub conn: &'a ConnInfo,
     /// The client.
     pub remote: SocketAddr,
     /// What filters share.
     pub state: &'a StreamState,
-    /// The cluster.
     pub cluster: Option<&'a str>,
     /// The route's static metadata.
     pub route_metadata: Option<&'a Metadata>,

@@ -8,7 +8,6 @@ use super::phase::Direction;
 /// none of those of data.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// The response's head.
     pub response_head: bool,
     /// Every piece of the request's body.
     pub request_data: bool,

@@ -123,7 +123,6 @@ pub enum CallResult {
 /// A response to a [`Fetch`].
 #[derive(Debug, Default)]
 pub struct Fetched {
-    /// Its head.
     pub head: ResponseHead,
     /// Its whole body.
     pub body: Bytes,

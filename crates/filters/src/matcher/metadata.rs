@@ -22,7 +22,6 @@ pub struct MetadataMatch {
 /// A condition on a value.
 #[derive(Debug, Clone)]
 pub enum ValueMatch {
-    /// Null.
     Null,
     /// A number at least the first and below the second.
     Range(f64, f64),

@@ -14,9 +14,7 @@ use crate::{
 /// A service port that a workload serves, and the workload's own port behind it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServiceTarget {
-    /// The service.
     pub service: Arc<Service>,
-    /// Its port.
     pub port: ServicePort,
     /// What the workload listens on.
     pub target_port: u16,

@@ -191,7 +191,6 @@ pub enum Chosen<'a> {
 /// How one request is forwarded.
 #[derive(Debug, Clone, Copy)]
 pub struct Forward<'a> {
-    /// The route's action.
     pub action: &'a RouteAction,
     /// The weighted cluster that was drawn, if there are several.
     pub weighted: Option<&'a WeightedCluster>,

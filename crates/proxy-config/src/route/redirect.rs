@@ -34,9 +34,7 @@ enum RedirectPath {
 /// `DirectResponseAction`, compiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectResponse {
-    /// The status.
     pub status: u16,
-    /// The body.
     pub body: bytes::Bytes,
 }
 

@@ -59,11 +59,8 @@ pub struct RouteContext<'a> {
 /// The route of one request.
 #[derive(Debug, Clone, Copy)]
 pub struct RouteDecision<'a> {
-    /// The table.
     pub table: &'a RouteTable,
-    /// The virtual host.
     pub host: &'a VirtualHost,
-    /// The route.
     pub route: &'a Route,
     /// What the route does with this request.
     pub chosen: Chosen<'a>,

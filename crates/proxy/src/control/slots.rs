@@ -19,7 +19,6 @@ pub enum Origin {
 /// A resource as it arrives.
 #[derive(Debug, Clone, Copy)]
 pub struct Sent<'a> {
-    /// Its name.
     pub name: &'a str,
     /// Its version, as the server calls it; empty without a server.
     pub version: &'a str,
@@ -32,7 +31,6 @@ pub struct Sent<'a> {
 /// A resource as it was received, for `/config_dump`.
 #[derive(Debug, Clone)]
 pub struct Received {
-    /// Its name.
     pub name: Arc<str>,
     /// Its version, as the server calls it.
     pub version: String,

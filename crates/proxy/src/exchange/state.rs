@@ -34,11 +34,8 @@ pub enum Ended {
 /// What one exchange carries through its stages.
 #[derive(Debug)]
 pub struct Exchange<'a> {
-    /// The worker.
     pub worker: &'a Rc<Worker>,
-    /// The connection.
     pub conn: &'a Rc<Downstream>,
-    /// Configuration.
     pub view: &'a Rc<ChainView>,
     /// HTTP settings.
     pub http: &'a HttpConnectionManager,

@@ -34,7 +34,6 @@ pub enum ReadError {
 /// A connection and what was read from it too early.
 #[derive(Debug)]
 pub struct H1Connection {
-    /// The connection.
     pub io: Io,
     /// Its unread bytes.
     pub input: Input,

@@ -7,11 +7,9 @@ use meltemi_proxy_config::route::{Forward, RouteDecision};
 /// The decisions of route and virtual host.
 #[derive(Debug)]
 pub struct Plan<'a> {
-    /// The route.
     pub decision: &'a RouteDecision<'a>,
     /// What it does.
     pub forward: Forward<'a>,
-    /// The cluster.
     pub cluster_name: Arc<str>,
     /// The client asks for an upgrade.
     pub upgrade: bool,

@@ -78,7 +78,6 @@ impl NotAcquired {
 /// What the request asks of the connection.
 #[derive(Debug)]
 pub struct ConnectRequest<'a> {
-    /// The cluster.
     pub cluster: &'a WorkerCluster,
     /// The endpoint.
     pub host: &'a Rc<WorkerHost>,

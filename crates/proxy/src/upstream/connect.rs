@@ -41,7 +41,6 @@ pub struct Dial<'a> {
 /// A connection that stands.
 #[derive(Debug)]
 pub struct Dialled {
-    /// The connection.
     pub stream: Stream,
     /// What ALPN agreed on.
     pub alpn: Option<Vec<u8>>,

@@ -24,13 +24,10 @@ use crate::worker::Worker;
 /// Everything needed to connect; owns its data, so that it outlives the request that started it.
 #[derive(Debug)]
 pub struct Connecting {
-    /// The worker.
     pub worker: Rc<Worker>,
-    /// The cluster.
     pub entry: Arc<ClusterEntry>,
     /// The endpoint.
     pub host: Rc<WorkerHost>,
-    /// The lane.
     pub key: LaneKey,
     /// Replaces the transport's ALPN list.
     pub alpn: Option<Box<[Box<str>]>>,

@@ -118,7 +118,6 @@ impl Drop for Permit {
 /// An endpoint as it lives.
 #[derive(Debug)]
 pub struct HostLive {
-    /// Its address.
     pub address: SocketAddr,
     /// Requests under way.
     pub active: AtomicU32,

@@ -60,7 +60,6 @@ impl UpstreamFacts {
 /// A pooled HTTP/1.1 connection with its place in the breaker.
 #[derive(Debug)]
 pub struct PooledH1 {
-    /// The connection.
     pub connection: H1Connection,
     /// What is known of it.
     pub facts: UpstreamFacts,
@@ -71,7 +70,6 @@ pub struct PooledH1 {
 /// A pooled HTTP/2 connection; it holds its places in the breaker and in its lane itself.
 #[derive(Debug)]
 pub struct PooledH2 {
-    /// The connection.
     pub connection: Rc<H2Connection>,
     /// What is known of it.
     pub facts: UpstreamFacts,
@@ -85,7 +83,6 @@ pub struct PooledH2 {
 }
 
 impl PooledH2 {
-    /// A new connection.
     pub fn new(connection: Rc<H2Connection>, facts: UpstreamFacts, streams: u32) -> Self {
         let seen = Cell::new((0, Instant::now()));
         Self {

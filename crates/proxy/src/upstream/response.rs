@@ -18,7 +18,6 @@ use crate::io::Io;
 pub enum ResponseSource<'u> {
     /// An HTTP/1.1 connection.
     H1 {
-        /// The connection.
         io: &'u Io,
         /// Its unread bytes.
         input: &'u mut Input,

@@ -39,7 +39,6 @@ pub struct Worker {
     pub common: Arc<Common>,
     /// Spare buffers.
     pub buffers: Buffers,
-    /// TLS configurations.
     pub tls: TlsConfigs,
     /// Our share of the metrics.
     pub shard: Arc<Shard>,
@@ -382,7 +381,6 @@ fn same_terms(new: &FilterChain, old: &FilterChain, info: &ConnInfo) -> bool {
 #[derive(Debug)]
 pub struct Registered {
     worker: Rc<Worker>,
-    /// The connection.
     pub conn: Rc<Downstream>,
 }
 
