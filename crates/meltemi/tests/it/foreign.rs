@@ -1,9 +1,12 @@
-//! Our proxy alone, under an xDS server that shares no line with us: `foreign/xds_server.py` on
-//! grpcio.
+//! Our proxy alone, under an xDS server that shares no line with us: `tests/foreign/xds_server.py`
+//! on grpcio.
+
+mod buffer;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -144,12 +147,24 @@ fn bootstrap(variant: &str, xds: u16, admin: u16) -> Value {
 
 impl Proxy {
     fn start(bootstrap: &Value, admin: u16) -> Self {
+        let mut command = Command::new(crate::binary());
+        command.args(["proxy", "--concurrency", "2"]);
+        Self::spawn(command, bootstrap, admin)
+    }
+
+    /// Stock Envoy in the place of our proxy.
+    fn envoy(program: &Path, bootstrap: &Value, admin: u16) -> Self {
+        let mut command = Command::new(program);
+        command.args(["--concurrency", "1", "--disable-hot-restart"]);
+        Self::spawn(command, bootstrap, admin)
+    }
+
+    fn spawn(mut command: Command, bootstrap: &Value, admin: u16) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("bootstrap.json");
         fs::write(&file, bootstrap.to_string()).expect("writable");
-        let mut command = Command::new(crate::binary());
         command
-            .args(["proxy", "--concurrency", "2", "-c"])
+            .arg("-c")
             .arg(&file)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
