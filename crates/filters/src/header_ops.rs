@@ -5,7 +5,7 @@ use meltemi_proto::envoy::config::core::v3 as core;
 
 use crate::finding::{Rejection, Scope};
 use crate::format::{Facts, Place, Template};
-use crate::head::{RequestHead, ResponseHead};
+use crate::head::{MAX_NAME, RequestHead, ResponseHead};
 use crate::matcher::StringMatch;
 
 /// A list of changes, in order.
@@ -334,6 +334,10 @@ fn compile_write(
 
 /// The name in lower case.
 fn checked_name(name: &str, scope: &Scope) -> Result<Box<str>, Rejection> {
+    if name.len() > MAX_NAME {
+        return scope.refuse(format!("a header name of more than {MAX_NAME} bytes"));
+    }
+
     let lower = name.to_ascii_lowercase();
     match is_name(&lower) {
         true => Ok(lower.into()),
@@ -377,6 +381,17 @@ mod tests {
             &remove,
             &mut Scope::new(),
         )
+    }
+
+    #[test]
+    fn a_name_that_does_not_fit_into_a_head_is_refused() {
+        let longest = "x".repeat(MAX_NAME);
+        let longer = "x".repeat(MAX_NAME + 1);
+        let action = HeaderAppendAction::AppendIfExistsOrAdd;
+
+        assert!(compile(&[option(&longest, "1", action)], &[&longest]).is_ok());
+        assert!(compile(&[option(&longer, "1", action)], &[]).is_err());
+        assert!(compile(&[], &[&longer]).is_err());
     }
 
     #[test]

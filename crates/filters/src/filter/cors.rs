@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use meltemi_proto::envoy::config::route::v3 as route;
 use meltemi_proto::envoy::extensions::filters::http::cors::v3 as filter;
+use meltemi_proto::google::protobuf::BoolValue;
 
 use crate::finding::{Rejection, Scope};
 use crate::http::context::{RequestContext, ResponseContext};
@@ -32,30 +33,35 @@ struct AllowedOrigin(Bytes);
 impl CorsPolicy {
     /// Compiles the filter's message for a route.
     pub fn compile(message: &filter::CorsPolicy, scope: &mut Scope) -> Result<Self, Rejection> {
-        scope.unsupported("shadow_enabled", message.shadow_enabled.is_some());
+        let filter::CorsPolicy {
+            allow_origin_string_match,
+            allow_methods,
+            allow_headers,
+            expose_headers,
+            max_age,
+            allow_credentials,
+            filter_enabled,
+            shadow_enabled,
+            allow_private_network_access,
+            forward_not_matching_preflights,
+        } = message;
+        scope.unsupported("shadow_enabled", shadow_enabled.is_some());
+
+        let is_on = |value: &Option<BoolValue>| value.as_ref().is_some_and(|on| on.value);
         Ok(Self {
             origins: scope.each(
                 "allow_origin_string_match",
-                &message.allow_origin_string_match,
+                allow_origin_string_match,
                 |scope, origin| StringMatch::compile(origin, scope),
             )?,
-            methods: message.allow_methods.as_str().into(),
-            headers: message.allow_headers.as_str().into(),
-            expose: message.expose_headers.as_str().into(),
-            max_age: message.max_age.as_str().into(),
-            credentials: message
-                .allow_credentials
-                .as_ref()
-                .is_some_and(|on| on.value),
-            private_network: message
-                .allow_private_network_access
-                .as_ref()
-                .is_some_and(|on| on.value),
-            forward_unmatched: message
-                .forward_not_matching_preflights
-                .as_ref()
-                .is_none_or(|on| on.value),
-            enabled: Fraction::from_runtime(message.filter_enabled.as_ref(), Fraction::ALL),
+            methods: allow_methods.as_str().into(),
+            headers: allow_headers.as_str().into(),
+            expose: expose_headers.as_str().into(),
+            max_age: max_age.as_str().into(),
+            credentials: is_on(allow_credentials),
+            private_network: is_on(allow_private_network_access),
+            forward_unmatched: forward_not_matching_preflights.is_none_or(|on| on.value),
+            enabled: Fraction::from_runtime(filter_enabled.as_ref(), Fraction::ALL),
         })
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use meltemi_proto::envoy::extensions::filters::common::fault::v3::FaultDelay;
 use meltemi_proto::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
 use meltemi_proto::envoy::extensions::filters::http::fault::v3 as proto;
 
@@ -55,74 +56,50 @@ impl Drop for ActiveFault {
 impl Fault {
     /// Compiles Envoy's message.
     pub fn compile(message: &proto::HttpFault, scope: &mut Scope) -> Result<Self, Rejection> {
-        scope.unsupported("response_rate_limit", message.response_rate_limit.is_some());
-        let delay = match &message.delay {
-            None => None,
-            Some(delay) => {
-                let kind = match &delay.fault_delay_secifier {
-                    Some(FaultDelaySecifier::FixedDelay(fixed)) => Delay::Fixed(
-                        scope
-                            .duration("delay.fixed_delay", Some(fixed))?
-                            .unwrap_or_default(),
-                    ),
-                    Some(FaultDelaySecifier::HeaderDelay(_)) => Delay::Header,
-                    None => return scope.refuse("delay without fixed_delay or header_delay"),
-                };
+        let proto::HttpFault {
+            delay,
+            abort,
+            upstream_cluster,
+            headers,
+            downstream_nodes,
+            max_active_faults,
+            response_rate_limit,
+            // Keys of a runtime layer, of which there is none.
+            delay_percent_runtime: _,
+            abort_percent_runtime: _,
+            delay_duration_runtime: _,
+            abort_http_status_runtime: _,
+            max_active_faults_runtime: _,
+            response_rate_limit_percent_runtime: _,
+            abort_grpc_status_runtime: _,
+            // No counters of the downstream's cluster are kept that this could switch off.
+            disable_downstream_cluster_stats: _,
+            filter_metadata,
+        } = message;
 
-                Some((
-                    kind,
-                    Fraction::from_option(delay.percentage.as_ref(), Fraction::NONE),
-                ))
-            }
-        };
-
-        let abort = match &message.abort {
-            None => None,
-            Some(abort) => {
-                let kind = match &abort.error_type {
-                    Some(proto::fault_abort::ErrorType::HttpStatus(status)) => {
-                        let status = u16::try_from(*status)
-                            .ok()
-                            .filter(|status| (200..600).contains(status));
-                        Abort::Http(
-                            status
-                                .ok_or_else(|| scope.reject("abort.http_status is not a status"))?,
-                        )
-                    }
-                    Some(proto::fault_abort::ErrorType::GrpcStatus(status)) => Abort::Grpc(*status),
-                    Some(proto::fault_abort::ErrorType::HeaderAbort(_)) => Abort::Header,
-                    None => return scope.refuse("abort without status"),
-                };
-
-                Some((
-                    kind,
-                    Fraction::from_option(abort.percentage.as_ref(), Fraction::NONE),
-                ))
-            }
-        };
-
-        if !message.downstream_nodes.is_empty() {
+        scope.unsupported("response_rate_limit", response_rate_limit.is_some());
+        scope.unsupported("filter_metadata", filter_metadata.is_some());
+        if !downstream_nodes.is_empty() {
             // Without the condition, faults would be injected into the requests of other clients.
             return scope.refuse("downstream_nodes is unknown");
         }
 
-        let body = message
-            .abort
+        let body = abort
             .as_ref()
             .map(|abort| abort.response_body.clone())
             .unwrap_or_default();
 
         Ok(Self {
-            delay,
-            abort,
+            delay: compile_delay(delay.as_ref(), scope)?,
+            abort: compile_abort(abort.as_ref(), scope)?,
             abort_body: if body.is_empty() {
                 Bytes::from_static(b"fault filter abort")
             } else {
                 body.into()
             },
-            cluster: message.upstream_cluster.as_str().into(),
-            headers: HeaderMatch::compile_all("headers", &message.headers, scope)?,
-            max_active: message.max_active_faults.as_ref().map(|max| max.value),
+            cluster: upstream_cluster.as_str().into(),
+            headers: HeaderMatch::compile_all("headers", headers, scope)?,
+            max_active: max_active_faults.as_ref().map(|max| max.value),
             active: Arc::new(AtomicU32::new(0)),
         })
     }
@@ -244,4 +221,56 @@ impl Abort {
 
 fn number(cx: &RequestContext<'_>, name: &str) -> Option<u64> {
     cx.head.get_str(name)?.trim().parse().ok()
+}
+fn compile_delay(
+    message: Option<&FaultDelay>,
+    scope: &mut Scope,
+) -> Result<Option<(Delay, Fraction)>, Rejection> {
+    let Some(message) = message else {
+        return Ok(None);
+    };
+    let FaultDelay {
+        percentage,
+        fault_delay_secifier,
+    } = message;
+
+    let delay = match fault_delay_secifier {
+        Some(FaultDelaySecifier::FixedDelay(fixed)) => {
+            let fixed = scope.duration("delay.fixed_delay", Some(fixed))?;
+            Delay::Fixed(fixed.unwrap_or_default())
+        }
+        Some(FaultDelaySecifier::HeaderDelay(_)) => Delay::Header,
+        None => return scope.refuse("delay without fixed_delay or header_delay"),
+    };
+
+    let share = Fraction::from_option(percentage.as_ref(), Fraction::NONE);
+    Ok(Some((delay, share)))
+}
+
+fn compile_abort(
+    message: Option<&proto::FaultAbort>,
+    scope: &mut Scope,
+) -> Result<Option<(Abort, Fraction)>, Rejection> {
+    let Some(message) = message else {
+        return Ok(None);
+    };
+    let proto::FaultAbort {
+        percentage,
+        error_type,
+        // Read beside the abort.
+        response_body: _,
+    } = message;
+
+    let abort = match error_type {
+        Some(proto::fault_abort::ErrorType::HttpStatus(status)) => match u16::try_from(*status) {
+            Ok(status @ 200..600) => Abort::Http(status),
+            _ => return scope.refuse("abort.http_status is not a status"),
+        },
+        Some(proto::fault_abort::ErrorType::GrpcStatus(status)) => Abort::Grpc(*status),
+        Some(proto::fault_abort::ErrorType::HeaderAbort(_)) => Abort::Header,
+        None => return scope.refuse("abort without status"),
+    };
+
+    let share = Fraction::from_option(percentage.as_ref(), Fraction::NONE);
+    Ok(Some((abort, share)))
 }

@@ -18,8 +18,13 @@ pub struct HeaderMutation {
 impl HeaderMutation {
     /// Compiles the filter's message.
     pub fn compile(message: &proto::HeaderMutation, scope: &mut Scope) -> Result<Self, Rejection> {
-        let mut own = Self::compile_mutations(message.mutations.as_ref(), scope)?;
-        own.most_specific_wins = message.most_specific_header_mutations_wins;
+        let proto::HeaderMutation {
+            mutations,
+            most_specific_header_mutations_wins,
+        } = message;
+
+        let mut own = Self::compile_mutations(mutations.as_ref(), scope)?;
+        own.most_specific_wins = *most_specific_header_mutations_wins;
         Ok(own)
     }
 
@@ -28,7 +33,8 @@ impl HeaderMutation {
         message: &proto::HeaderMutationPerRoute,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
-        Self::compile_mutations(message.mutations.as_ref(), scope)
+        let proto::HeaderMutationPerRoute { mutations } = message;
+        Self::compile_mutations(mutations.as_ref(), scope)
     }
 
     fn compile_mutations(
@@ -38,32 +44,33 @@ impl HeaderMutation {
         let Some(message) = message else {
             return Ok(Self::default());
         };
-        scope.unsupported(
-            "query_parameter_mutations",
-            !message.query_parameter_mutations.is_empty(),
-        );
-
-        scope.unsupported(
-            "request_trailers_mutations",
-            !message.request_trailers_mutations.is_empty(),
-        );
-
-        scope.unsupported(
-            "response_trailers_mutations",
-            !message.response_trailers_mutations.is_empty(),
-        );
+        let proto::Mutations {
+            request_mutations,
+            query_parameter_mutations,
+            response_mutations,
+            response_trailers_mutations,
+            request_trailers_mutations,
+        } = message;
+        for (field, mutations) in [
+            ("request_trailers_mutations", request_trailers_mutations),
+            ("response_trailers_mutations", response_trailers_mutations),
+        ] {
+            scope.unsupported(field, !mutations.is_empty());
+        }
+        let has_query = !query_parameter_mutations.is_empty();
+        scope.unsupported("query_parameter_mutations", has_query);
 
         Ok(Self {
             request: HeaderOps::compile_mutations(
                 Place::FilterRequest,
                 "request_mutations",
-                &message.request_mutations,
+                request_mutations,
                 scope,
             )?,
             response: HeaderOps::compile_mutations(
                 Place::FilterResponse,
                 "response_mutations",
-                &message.response_mutations,
+                response_mutations,
                 scope,
             )?,
             most_specific_wins: false,

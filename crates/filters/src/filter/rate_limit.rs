@@ -133,60 +133,93 @@ impl LocalRateLimit {
         buckets: &Buckets,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
-        scope.unsupported("descriptors", !message.descriptors.is_empty());
-        scope.unsupported("rate_limits", !message.rate_limits.is_empty());
-        scope.unsupported(
-            "local_rate_limit_per_downstream_connection",
-            message.local_rate_limit_per_downstream_connection,
-        );
+        let proto::LocalRateLimit {
+            stat_prefix,
+            status,
+            token_bucket,
+            filter_enabled,
+            filter_enforced,
+            request_headers_to_add_when_not_enforced,
+            response_headers_to_add,
+            descriptors,
+            stage,
+            local_rate_limit_per_downstream_connection,
+            local_cluster_rate_limit,
+            enable_x_ratelimit_headers,
+            vh_rate_limits,
+            always_consume_default_token_bucket,
+            rate_limited_as_resource_exhausted,
+            rate_limits,
+            max_dynamic_descriptors,
+            enable_retry_after_header,
+        } = message;
 
-        scope.unsupported(
-            "local_cluster_rate_limit",
-            message.local_cluster_rate_limit.is_some(),
-        );
+        // Descriptors give some requests a bucket of their own. Here all requests share the default
+        // bucket, which may be laxer for some of them: the warning says so.
+        for (field, is_set) in [
+            ("descriptors", !descriptors.is_empty()),
+            ("stage", *stage != 0),
+            (
+                "local_rate_limit_per_downstream_connection",
+                *local_rate_limit_per_downstream_connection,
+            ),
+            (
+                "local_cluster_rate_limit",
+                local_cluster_rate_limit.is_some(),
+            ),
+            (
+                "enable_x_ratelimit_headers",
+                *enable_x_ratelimit_headers != 0,
+            ),
+            ("vh_rate_limits", *vh_rate_limits != 0),
+            (
+                "always_consume_default_token_bucket",
+                always_consume_default_token_bucket.is_some_and(|on| !on.value),
+            ),
+            ("rate_limits", !rate_limits.is_empty()),
+            ("max_dynamic_descriptors", max_dynamic_descriptors.is_some()),
+            ("enable_retry_after_header", *enable_retry_after_header),
+        ] {
+            scope.unsupported(field, is_set);
+        }
 
-        scope.unsupported(
-            "enable_x_ratelimit_headers",
-            message.enable_x_ratelimit_headers != 0,
-        );
-
-        let bucket = match &message.token_bucket {
+        let bucket = match token_bucket {
             None => None,
             Some(bucket) => Some(buckets.get(
-                &format!("{owner}/{}", message.stat_prefix),
+                &format!("{owner}/{stat_prefix}"),
                 compile_bucket(bucket, scope)?,
             )),
         };
 
-        let status = message
-            .status
+        // Envoy answers 429 where the status is no error.
+        let status = status
             .as_ref()
             .and_then(|status| u16::try_from(status.code).ok());
 
         Ok(Self {
-            stat_prefix: message.stat_prefix.as_str().into(),
+            stat_prefix: stat_prefix.as_str().into(),
             status: status
                 .filter(|status| (400..600).contains(status))
                 .unwrap_or(429),
             bucket,
             // Envoy's default for both is no request.
-            enabled: Fraction::from_runtime(message.filter_enabled.as_ref(), Fraction::NONE),
-            enforced: Fraction::from_runtime(message.filter_enforced.as_ref(), Fraction::NONE),
+            enabled: Fraction::from_runtime(filter_enabled.as_ref(), Fraction::NONE),
+            enforced: Fraction::from_runtime(filter_enforced.as_ref(), Fraction::NONE),
             response_headers: HeaderOps::compile(
                 Place::FilterResponse,
                 "response_headers_to_add",
-                &message.response_headers_to_add,
+                response_headers_to_add,
                 &[],
                 scope,
             )?,
             request_headers_not_enforced: HeaderOps::compile(
                 Place::FilterRequest,
                 "request_headers_to_add_when_not_enforced",
-                &message.request_headers_to_add_when_not_enforced,
+                request_headers_to_add_when_not_enforced,
                 &[],
                 scope,
             )?,
-            as_resource_exhausted: message.rate_limited_as_resource_exhausted,
+            as_resource_exhausted: *rate_limited_as_resource_exhausted,
         })
     }
 

@@ -18,14 +18,32 @@ impl SetFilterState {
     /// Compiles Envoy's message.
     #[expect(deprecated, reason = "control planes send text_format")]
     pub fn compile(message: &Config, scope: &mut Scope) -> Result<Self, Rejection> {
+        let Config {
+            on_request_headers,
+            clear_route_cache,
+        } = message;
+        scope.unsupported("clear_route_cache", *clear_route_cache);
+
         let values = scope.each(
             "on_request_headers",
-            &message.on_request_headers,
-            |scope, value| {
+            on_request_headers,
+            |scope, message| {
+                let common::FilterStateValue {
+                    factory_key,
+                    // Only this filter sets values, and it may set one again.
+                    read_only: _,
+                    shared_with_upstream,
+                    skip_if_empty,
+                    key,
+                    value,
+                } = message;
+                scope.unsupported("factory_key", !factory_key.is_empty());
+                scope.unsupported("shared_with_upstream", *shared_with_upstream != 0);
+
                 let common::filter_state_value::Key::ObjectKey(key) =
-                    scope.required("key", value.key.as_ref())?;
+                    scope.required("key", key.as_ref())?;
                 let common::filter_state_value::Value::FormatString(format) =
-                    scope.required("value", value.value.as_ref())?;
+                    scope.required("value", value.as_ref())?;
                 let template = match &format.format {
                     Some(Format::TextFormat(text)) => {
                         Template::parse(text).map_err(|reason| scope.reject(reason))?
@@ -36,7 +54,7 @@ impl SetFilterState {
                 for gap in template.gaps(Place::FilterRequest) {
                     scope.warn("value", gap);
                 }
-                Ok((key.as_str().into(), template, value.skip_if_empty))
+                Ok((key.as_str().into(), template, *skip_if_empty))
             },
         )?;
 

@@ -597,6 +597,53 @@ proptest! {
 }
 
 #[test]
+fn fields_without_an_effect_are_named() {
+    let fields = |compile: &dyn Fn(&mut Scope)| -> Vec<String> {
+        let mut scope = Scope::new();
+        compile(&mut scope);
+        let warnings = scope.into_warnings();
+        warnings.into_iter().map(|warning| warning.path).collect()
+    };
+
+    let limit = proto::local_ratelimit::v3::LocalRateLimit {
+        stage: 1,
+        enable_retry_after_header: true,
+        max_dynamic_descriptors: Some(UInt32Value { value: 3 }),
+        always_consume_default_token_bucket: Some(BoolValue { value: false }),
+        ..Default::default()
+    };
+    assert_eq!(
+        fields(&|scope| {
+            let _ = LocalRateLimit::compile(&limit, "chain", &Buckets::default(), scope);
+        }),
+        [
+            "stage",
+            "always_consume_default_token_bucket",
+            "max_dynamic_descriptors",
+            "enable_retry_after_header"
+        ]
+    );
+
+    let fault = proto::fault::v3::HttpFault {
+        filter_metadata: Some(Default::default()),
+        ..Default::default()
+    };
+    assert_eq!(
+        fields(&|scope| _ = Fault::compile(&fault, scope)),
+        ["filter_metadata"]
+    );
+
+    let rbac = proto::rbac::v3::Rbac {
+        track_per_rule_stats: true,
+        ..Default::default()
+    };
+    assert_eq!(
+        fields(&|scope| _ = Rbac::compile_http(&rbac, scope)),
+        ["track_per_rule_stats"]
+    );
+}
+
+#[test]
 fn header_mutations_and_rate_limits_fill_in_templates() {
     use meltemi_proto::envoy::config::common::mutation_rules::v3 as rules;
 

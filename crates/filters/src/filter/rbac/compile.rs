@@ -19,28 +19,51 @@ const MAX_DEPTH: usize = 50;
 impl Rbac {
     /// Compiles the HTTP filter.
     pub fn compile_http(message: &http::Rbac, scope: &mut Scope) -> Result<Self, Rejection> {
-        if message.matcher.is_some() || message.shadow_matcher.is_some() {
+        let http::Rbac {
+            rules,
+            rules_stat_prefix,
+            matcher,
+            shadow_rules,
+            shadow_matcher,
+            shadow_rules_stat_prefix,
+            track_per_rule_stats,
+        } = message;
+        if matcher.is_some() || shadow_matcher.is_some() {
             return scope.refuse("matcher trees are unknown; use rules");
         }
+        scope.unsupported("track_per_rule_stats", *track_per_rule_stats);
+
         Ok(Self {
-            rules: compile_rules("rules", message.rules.as_ref(), scope)?,
-            rules_stat_prefix: message.rules_stat_prefix.as_str().into(),
-            shadow_rules: compile_rules("shadow_rules", message.shadow_rules.as_ref(), scope)?,
-            shadow_stat_prefix: message.shadow_rules_stat_prefix.as_str().into(),
+            rules: compile_rules("rules", rules.as_ref(), scope)?,
+            rules_stat_prefix: rules_stat_prefix.as_str().into(),
+            shadow_rules: compile_rules("shadow_rules", shadow_rules.as_ref(), scope)?,
+            shadow_stat_prefix: shadow_rules_stat_prefix.as_str().into(),
         })
     }
 
     /// Compiles the network filter.
     pub fn compile_network(message: &network::Rbac, scope: &mut Scope) -> Result<Self, Rejection> {
-        if message.matcher.is_some() || message.shadow_matcher.is_some() {
+        let network::Rbac {
+            rules,
+            matcher,
+            shadow_rules,
+            shadow_matcher,
+            shadow_rules_stat_prefix,
+            stat_prefix,
+            // Both types are kept: a connection is judged again whenever its rules change.
+            enforcement_type: _,
+            delay_deny,
+        } = message;
+        if matcher.is_some() || shadow_matcher.is_some() {
             return scope.refuse("matcher trees are unknown; use rules");
         }
-        scope.unsupported("delay_deny", message.delay_deny.is_some());
+        scope.unsupported("delay_deny", delay_deny.is_some());
+
         Ok(Self {
-            rules: compile_rules("rules", message.rules.as_ref(), scope)?,
-            rules_stat_prefix: message.stat_prefix.as_str().into(),
-            shadow_rules: compile_rules("shadow_rules", message.shadow_rules.as_ref(), scope)?,
-            shadow_stat_prefix: message.shadow_rules_stat_prefix.as_str().into(),
+            rules: compile_rules("rules", rules.as_ref(), scope)?,
+            rules_stat_prefix: stat_prefix.as_str().into(),
+            shadow_rules: compile_rules("shadow_rules", shadow_rules.as_ref(), scope)?,
+            shadow_stat_prefix: shadow_rules_stat_prefix.as_str().into(),
         })
     }
 }
@@ -61,29 +84,34 @@ fn compile_rules(
 impl Rules {
     /// Compiles Envoy's message.
     pub fn compile(message: &proto::Rbac, scope: &mut Scope) -> Result<Self, Rejection> {
-        let action = match proto::rbac::Action::try_from(message.action) {
+        let proto::Rbac {
+            action,
+            policies,
+            audit_logging_options,
+        } = message;
+        scope.unsupported("audit_logging_options", audit_logging_options.is_some());
+
+        let action = match proto::rbac::Action::try_from(*action) {
             Ok(proto::rbac::Action::Allow) => Action::Allow,
             Ok(proto::rbac::Action::Deny) => Action::Deny,
             Ok(proto::rbac::Action::Log) => Action::Log,
-            Err(_) => return scope.refuse(format!("unknown action {}", message.action)),
+            Err(_) => return scope.refuse(format!("unknown action {action}")),
         };
 
-        scope.unsupported(
-            "audit_logging_options",
-            message.audit_logging_options.is_some(),
-        );
-
-        let mut policies = Vec::with_capacity(message.policies.len());
-        for (id, policy) in &message.policies {
-            policies.push(scope.within(format_args!("policies[{id}]"), |scope| {
+        let mut compiled = Vec::with_capacity(policies.len());
+        for (id, policy) in policies {
+            compiled.push(scope.within(format_args!("policies[{id}]"), |scope| {
                 compile_policy(id, policy, scope)
             })?);
         }
 
         // Envoy sorts the map of policies by name, and details name the first that matches.
-        policies.sort_by(|a: &Policy, b| a.id.cmp(&b.id));
+        compiled.sort_by(|a: &Policy, b| a.id.cmp(&b.id));
 
-        Ok(Self { action, policies })
+        Ok(Self {
+            action,
+            policies: compiled,
+        })
     }
 }
 
@@ -92,18 +120,25 @@ fn compile_policy(
     message: &proto::Policy,
     scope: &mut Scope,
 ) -> Result<Policy, Rejection> {
-    if message.condition.is_some() || message.checked_condition.is_some() {
+    let proto::Policy {
+        permissions,
+        principals,
+        condition,
+        checked_condition,
+        cel_config: _,
+    } = message;
+    if condition.is_some() || checked_condition.is_some() {
         return scope.refuse("CEL conditions are unknown");
     }
-    if message.permissions.is_empty() || message.principals.is_empty() {
+    if permissions.is_empty() || principals.is_empty() {
         return scope.refuse("a policy needs permissions and principals");
     }
     Ok(Policy {
         id: id.into(),
-        permissions: scope.each("permissions", &message.permissions, |scope, message| {
+        permissions: scope.each("permissions", permissions, |scope, message| {
             permission(message, scope, 0)
         })?,
-        principals: scope.each("principals", &message.principals, |scope, message| {
+        principals: scope.each("principals", principals, |scope, message| {
             principal(message, scope, 0)
         })?,
     })
