@@ -35,7 +35,8 @@ impl TransportProtocol {
 /// canonical: an IPv4-mapped IPv6 address is IPv4 (see [`canonical`]).
 #[derive(Debug, Clone)]
 pub struct ConnInfo {
-    /// The address that the peer connected to: the original destination if the listener restores it.
+    /// The address that the peer connected to: the original destination if the listener restores
+    /// it.
     pub local: SocketAddr,
     /// The other end of the socket.
     pub direct_remote: SocketAddr,

@@ -1,6 +1,6 @@
 //! Findings of compilers: a [`Rejection`] refuses the resource and becomes a NACK, a [`Warning`]
-//! names a field that has no effect. [`Scope`] collects warnings and knows the path of the field that
-//! is being compiled.
+//! names a field that has no effect. [`Scope`] collects warnings and knows the path of the field
+//! that is being compiled.
 
 use std::fmt;
 
@@ -154,8 +154,8 @@ impl Scope {
         message.ok_or_else(|| self.reject(format!("{field} is missing")))
     }
 
-    /// Lowers a protobuf duration. Negative ones, and those above Envoy's limit of 10,000 years, are
-    /// rejected.
+    /// Lowers a protobuf duration. Negative ones, and those above Envoy's limit of 10,000 years,
+    /// are rejected.
     pub fn duration(
         &self,
         field: &str,

@@ -1,8 +1,8 @@
 //! Envoy's `%...%` format strings: access logs, header values, filter state. Parsed once, rendered
 //! into a buffer.
 //!
-//! [`Facts`] supplies the values of operators. A value that is unknown prints as nothing in headers and
-//! as `-` in logs. Source: Envoy "Access logging: command operators".
+//! [`Facts`] supplies the values of operators. A value that is unknown prints as nothing in headers
+//! and as `-` in logs. Source: Envoy "Access logging: command operators".
 
 mod connection;
 mod facts;
@@ -164,8 +164,8 @@ impl Template {
         self.render_each(facts, unknown, out, |_, _| {});
     }
 
-    /// Renders for a log of lines. Values may hold bytes from the wire, so they are escaped: they can
-    /// forge neither a line nor a quote.
+    /// Renders for a log of lines. Values may hold bytes from the wire, so they are escaped: they
+    /// can forge neither a line nor a quote.
     pub fn render_line(&self, facts: &dyn Facts, out: &mut Vec<u8>) {
         self.render_each(facts, "-", out, escape_from);
     }
@@ -237,7 +237,7 @@ impl Template {
 pub enum Shape {
     /// The value is unknown.
     Nothing,
-    /// A number, or JSON as it stands.
+    /// A number, or JSON text that is written unchanged.
     Json,
     /// Text that is not escaped.
     Text,

@@ -152,9 +152,9 @@ impl HeadMut for ResponseHead {
 }
 
 impl HeaderOps {
-    /// Compiles the lists of routes: names to remove, then values to add, in Envoy's order. A format
-    /// operator that never has a value in this place is warned of; a header whose value renders to
-    /// nothing is left as it came, as in Envoy.
+    /// Compiles the lists of routes: names to remove, then values to add, in Envoy's order. A
+    /// format operator that never has a value in this place is warned of; a header whose value
+    /// renders to nothing is left as it came, as in Envoy.
     pub fn compile(
         place: Place,
         field: &str,

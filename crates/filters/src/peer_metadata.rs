@@ -1,7 +1,7 @@
 //! Istio's peer metadata: HTTP proxies exchange it in headers, TCP proxies in a preamble.
 //!
-//! Both carry the node metadata as a protobuf `Struct`. A peer's own statement serves metrics and logs
-//! alone, never authorization.
+//! Both carry the node metadata as a protobuf `Struct`. A peer's own statement serves metrics and
+//! logs alone, never authorization.
 
 use std::collections::HashMap;
 use std::sync::Arc;

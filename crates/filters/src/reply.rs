@@ -93,7 +93,7 @@ pub enum Cause {
     RateLimit(Arc<str>),
     /// A CORS preflight that the filter answers.
     Cors,
-    /// External authorization: the cluster that was asked, and what it or the call came to.
+    /// External authorization: the cluster that was asked, and the result of the call.
     ExternalAuthorization(Arc<str>, Cow<'static, str>),
     /// A body is longer than a filter holds; the filter's name.
     BodyTooLarge(Arc<str>),

@@ -56,8 +56,8 @@ impl Maglev {
 
         loop {
             for entry in &mut entries {
-                // The heaviest endpoint takes a slot in every round, the others in as many rounds as
-                // their weight allows.
+                // The heaviest endpoint takes a slot in every round, the others in as many rounds
+                // as their weight allows.
                 if round * entry.weight < entry.target {
                     continue;
                 }

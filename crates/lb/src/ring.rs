@@ -1,4 +1,5 @@
-//! Ring hash: endpoints own points of a ring, and a hash goes to the next point. Source: Envoy `ring_hash_lb.cc`.
+//! Ring hash: endpoints own points of a ring, and a hash goes to the next point. Source: Envoy
+//! `ring_hash_lb.cc`.
 
 use std::io::Write;
 

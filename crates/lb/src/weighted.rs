@@ -90,8 +90,8 @@ impl Weighted {
     }
 }
 
-/// One round of smooth weighted round robin. In each turn every item gains its weight; the item with
-/// the highest sum is taken and pays the total weight.
+/// One round of smooth weighted round robin. In each turn every item gains its weight; the item
+/// with the highest sum is taken and pays the total weight.
 fn smooth_round(items: &[u32], weights: &[u32], divisor: u32) -> Vec<u32> {
     let weights: Vec<i64> = weights
         .iter()

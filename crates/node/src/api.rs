@@ -18,7 +18,8 @@ pub enum NodeRequest {
     /// List the Deployments that run differently from what their YAML says; answered by
     /// [`NodeReply::Problems`].
     Problems,
-    /// Read the output of a container; answered by [`NodeReply::Output`] until the connection closes.
+    /// Read the output of a container; answered by [`NodeReply::Output`] until the connection
+    /// closes.
     Logs {
         /// The workload whose output is read.
         target: Target,
@@ -39,8 +40,8 @@ pub enum NodeRequest {
         /// Variables added to the application's environment, such as `TERM`.
         env: Vec<(String, String)>,
     },
-    /// Add a program as a workload; answered by [`NodeReply::Started`], then by its output until the
-    /// client closes the connection or the workload is stopped.
+    /// Add a program as a workload; answered by [`NodeReply::Started`], then by its output until
+    /// the client closes the connection or the workload is stopped.
     Run(Box<Run>),
     /// End a workload that [`NodeRequest::Run`] added.
     Stop(Target),

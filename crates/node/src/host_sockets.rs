@@ -116,8 +116,8 @@ fn describe(snapshot: &Snapshot, port: u16, address: SocketAddr) -> PublishedPor
     }
 }
 
-/// The Gateway servers behind a port that the ingress gateway wait_until_listening on: their `port.number`s, and
-/// the protocol of the oldest.
+/// The Gateway servers behind a port that the ingress gateway wait_until_listening on: their
+/// `port.number`s, and the protocol of the oldest.
 fn gateway_servers_at(snapshot: &Snapshot, port: u16) -> (BTreeSet<u16>, Option<Protocol>) {
     let mut protocol = None;
     let mut numbers = BTreeSet::new();

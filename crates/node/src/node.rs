@@ -169,7 +169,8 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
 
         reconcile(&node, wanted, &mut addresses).await;
 
-        // Only the workloads of the start are announced, so their list is taken after the first round.
+        // Only the workloads of the start are announced, so their list is taken after the first
+        // round.
         if !is_announcing {
             is_announcing = true;
             tokio::spawn(announce_ready(Arc::clone(&node)));

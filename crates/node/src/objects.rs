@@ -18,7 +18,8 @@ pub(crate) struct ConfigView {
 }
 
 impl ConfigView {
-    /// Starts watching the user's folders, the applied objects, and the node's own objects and pods.
+    /// Starts watching the user's folders, the applied objects, and the node's own objects and
+    /// pods.
     pub(crate) fn start(config: &NodeConfig) -> std::io::Result<Self> {
         let mut builder = Store::builder(BuildOptions::default());
         let sender = builder.source("files");

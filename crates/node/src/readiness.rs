@@ -59,8 +59,8 @@ async fn is_proxy_ready(address: Ipv4Addr, within: Duration) -> bool {
         .is_ok_and(|answer| answer.status() == StatusCode::OK)
 }
 
-/// Waits until the application wait_until_listening on each declared TCP port. Returns a message about the first
-/// silent port after [`LISTEN_PATIENCE`].
+/// Waits until the application wait_until_listening on each declared TCP port. Returns a message
+/// about the first silent port after [`LISTEN_PATIENCE`].
 ///
 /// Reads the kernel's socket table instead of connecting: the application would see a probe
 /// connection as a client that sends nothing.

@@ -119,8 +119,8 @@ struct Leaf(Option<usize>);
 /// The most leaves that one chain's match may need: the product of its lists' lengths.
 const MAX_LEAVES: usize = 1 << 16;
 
-/// A filter chain's match, compiled. Each list is one level of the tree; `None` in a list stands for
-/// any value, and a list that the message leaves empty is `[None]`.
+/// A filter chain's match, compiled. Each list is one level of the tree; `None` in a list stands
+/// for any value, and a list that the message leaves empty is `[None]`.
 struct Conditions {
     port: Option<u16>,
     destinations: Vec<Option<Cidr>>,

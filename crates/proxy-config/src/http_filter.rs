@@ -37,7 +37,7 @@ enum Compiled {
     GrpcStats,
 }
 
-/// More filters than anybody has; their places fit into 16 bits.
+/// The most filters in one chain; their places fit into 16 bits.
 const MAX_FILTERS: usize = 1000;
 
 /// Compiles a connection manager's filters; the last must be the router.

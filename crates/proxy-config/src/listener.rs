@@ -1,4 +1,4 @@
-//! Listeners: where connections arrive, what is sniffed, and which filter chain serves them.
+//! Listeners: their addresses, the inspection of first bytes, and their filter chains.
 
 mod compile;
 mod network;
@@ -84,7 +84,7 @@ pub struct ListenerFilters {
     pub http_inspector: Option<PortPredicate>,
     /// The time that all of them may take together; `None`: no limit. Envoy's default is 15 s.
     pub timeout: Option<Duration>,
-    /// After the timeout the connection is served with what is known so far, not closed.
+    /// After the timeout the connection is served with the facts so far instead of closed.
     pub continue_on_timeout: bool,
 }
 

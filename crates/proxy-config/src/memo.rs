@@ -15,14 +15,14 @@ use meltemi_proto::Any;
 /// or the reason for a NACK.
 pub type Compiled<T> = Result<(T, Vec<Warning>), Rejection>;
 
-/// Compiled resources that somebody still keeps, by type and bytes.
+/// Compiled resources that are still in use, by type and bytes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Memo(Arc<Mutex<Parts>>);
 
 #[derive(Debug, Default)]
 struct Parts {
     known: HashMap<u128, Part>,
-    /// The number of entries at which those that nobody keeps are removed.
+    /// The number of entries at which unused ones are removed.
     sweep_at: usize,
 }
 

@@ -3,7 +3,7 @@
 //! What a peer may spell in two ways is folded here, before anything decides on it; what cannot be
 //! folded safely is refused. Source: Envoy `path_canonicalization`, RFC 3986 §5.2.4 and §6.2.2.
 
-/// What is done to paths. Source: HCM `normalize_path`, `merge_slashes`,
+/// The steps that make a path canonical. Source: HCM `normalize_path`, `merge_slashes`,
 /// `path_with_escaped_slashes_action`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PathNormalization {

@@ -1,8 +1,9 @@
 //! The configuration that a proxy serves by, as one immutable value.
 //!
 //! A snapshot is swapped as a whole, and its parts are shared: a resource that did not change keeps
-//! its `Arc` from one snapshot to the next, and so does the table of all listeners. "The same `Arc`"
-//! means "the same configuration", so that a connection need not care about changes of others.
+//! its `Arc` from one snapshot to the next, and so does the table of all listeners. "The same
+//! `Arc`" means "the same configuration", so that a connection need not care about changes of
+//! others.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -45,8 +46,8 @@ pub struct SnapshotParts {
 }
 
 impl ProxySnapshot {
-    /// The snapshot of these resources, which follows `self`: the table of listeners is shared if no
-    /// listener changed.
+    /// The snapshot of these resources, which follows `self`: the table of listeners is shared if
+    /// no listener changed.
     pub fn next(&self, parts: SnapshotParts) -> Self {
         let SnapshotParts {
             listeners,
@@ -101,8 +102,8 @@ impl ProxySnapshot {
     ///
     /// A listener with `use_original_dst` hands the connection to the listener of that address and
     /// port, or else of the unspecified address (`0.0.0.0`, `[::]`) and that port. The unspecified
-    /// address stands for addresses of its own family alone: `[::]` does not serve IPv4, as a socket
-    /// of `[::]` does not accept it. Source: Envoy
+    /// address stands for addresses of its own family alone: `[::]` does not serve IPv4, as a
+    /// socket of `[::]` does not accept it. Source: Envoy
     /// `ConnectionHandlerImpl::getBalancedHandlerByAddress`, with the sockets that Envoy opens
     /// unless `ipv4_compat` is set. Where there is no such listener, `at` serves the connection
     /// itself.

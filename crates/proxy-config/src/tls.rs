@@ -32,8 +32,8 @@ pub struct DownstreamTls {
 
 impl DownstreamTls {
     /// Whether a peer that was accepted on older terms would be accepted on these: roots,
-    /// revocation list and pins are the same, and its names match. Our own certificate, versions and
-    /// ALPN only matter to the next handshake.
+    /// revocation list and pins are the same, and its names match. Our own certificate, versions
+    /// and ALPN only matter to the next handshake.
     pub fn goes_on_with(&self, older: &Self, peer: &TlsPeer) -> bool {
         let (new, old) = (&self.common.validation, &older.common.validation);
         let named = |matcher: &SanMatch| {

@@ -37,7 +37,7 @@ impl Data<'_> {
         }
     }
 
-    /// As an owned piece; copies what is lent.
+    /// The piece as owned bytes; copies a lent one.
     pub fn into_bytes(self) -> Bytes {
         match self {
             Self::Lent(bytes) => Bytes::copy_from_slice(bytes),
@@ -193,7 +193,7 @@ impl<'a> BodyIn<'a> {
         std::future::pending().await
     }
 
-    /// Uses up what was lent last, for whoever stops reading here.
+    /// Consumes the piece returned last. Call this before abandoning the body.
     pub fn settle(&mut self) {
         match self {
             Self::H1(body) => settle_h1(body),
@@ -223,7 +223,7 @@ fn h2_error(error: h2::Error) -> BodyError {
 /// A body that goes out.
 #[derive(Debug)]
 pub enum BodyOut<'a> {
-    /// Nobody wants it.
+    /// Drops the body.
     Discard,
     /// To an HTTP/1.1 connection.
     H1 {
@@ -386,7 +386,7 @@ pub struct Tee {
     pub bytes: Vec<u8>,
     /// How much may be kept.
     pub limit: usize,
-    /// More went by than may be kept, or nobody wants a copy any more.
+    /// The body is longer than the limit, or the copy is no longer needed.
     pub lost: bool,
     /// The whole body is here.
     pub whole: bool,

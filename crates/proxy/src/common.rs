@@ -36,18 +36,18 @@ pub struct Common {
     pub since: Instant,
     /// Everything that was needed at start has arrived.
     pub ready: AtomicBool,
-    /// Somebody asked for `/healthcheck/fail`.
+    /// `/healthcheck/fail` was called.
     pub failed: AtomicBool,
-    /// Somebody asked for `/quitquitquit`.
+    /// `/quitquitquit` was called.
     pub quit: AtomicBool,
     /// How long a draining connection may take to end.
     pub drain_time: std::time::Duration,
-    /// What is logged of the process, where it can be changed.
+    /// The levels of the process's own log; `None` if they cannot be changed.
     pub levels: Option<Arc<dyn Levels>>,
     pub(crate) limited: Mutex<OpenConnections>,
 }
 
-/// The levels of the process's own log: whoever made the log lends this.
+/// The levels of the process's own log. The code that set the log up implements this.
 pub trait Levels: Send + Sync {
     /// The filter that is in force, in the words of [`Levels::set`].
     fn show(&self) -> String;

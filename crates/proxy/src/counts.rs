@@ -70,7 +70,7 @@ impl Codes {
         }
     }
 
-    /// Classes from 1xx to 5xx, with what they came to.
+    /// Classes from 1xx to 5xx with their counts.
     pub fn classes(&self) -> impl Iterator<Item = (usize, u64)> {
         (1..).zip(self.classes.iter().map(Count::get))
     }
@@ -215,7 +215,7 @@ impl Drop for ActiveRequest {
     }
 }
 
-/// A worker's counts of what is found by name once for a connection.
+/// A worker's counters of listeners and connection managers, by name.
 #[derive(Debug, Default)]
 pub struct Known {
     http: RefCell<HashMap<Arc<str>, Rc<HttpCounts>>>,

@@ -48,7 +48,7 @@ pub struct ChainView {
     pub http: Option<Arc<HttpConnectionManager>>,
     /// Its routes; `None` while a named table has not arrived.
     pub routes: Option<Arc<RouteTable>>,
-    /// What is counted under the statistics prefix of the chain's HTTP settings.
+    /// Counters under the statistics prefix of the chain's HTTP settings.
     pub counts: Option<Rc<HttpCounts>>,
 }
 
@@ -57,7 +57,7 @@ pub struct ChainView {
 pub struct Downstream {
     /// Unique in the process.
     pub id: u64,
-    /// Addresses, what was sniffed, who the peer is.
+    /// Addresses, sniffed facts, the peer's identity.
     pub info: ConnInfo,
     /// The chain that serves it.
     pub chain: Arc<str>,

@@ -34,7 +34,7 @@ use crate::worker::Worker;
 pub struct Incoming<'a> {
     pub worker: &'a Rc<Worker>,
     pub conn: &'a Rc<Downstream>,
-    /// What it runs under, to its end.
+    /// The configuration that the request keeps to its end.
     pub view: Rc<ChainView>,
     pub head: &'a mut RequestHead,
     /// It asks for an upgrade.
@@ -211,8 +211,8 @@ fn select_route<'t>(
     Some(decision)
 }
 
-/// The name of the cluster that the request goes to, noted in the record for whoever answers it
-/// from here on.
+/// The name of the cluster that the request goes to, noted in the record for whichever stage
+/// answers it from here on.
 fn note_destination(
     exchange: &mut Exchange<'_>,
     head: &RequestHead,
@@ -399,8 +399,8 @@ fn write_reply(reply: &LocalReply, is_grpc: bool, response: &mut ResponseHead) -
     Bytes::new()
 }
 
-/// Adds a local reply's own headers. They replace those of the proxy, but several may have one name;
-/// the content type of gRPC stays.
+/// Adds a local reply's own headers. They replace those of the proxy, but several may have one
+/// name; the content type of gRPC stays.
 fn add_headers(reply: &LocalReply, is_grpc: bool, response: &mut ResponseHead) {
     let own = || {
         let headers = reply.headers.iter();

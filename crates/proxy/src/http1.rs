@@ -1,4 +1,4 @@
-//! HTTP/1.1, strict by RFC 9112: what is ambiguous is refused, on both sides.
+//! HTTP/1.1, strict by RFC 9112: ambiguous messages are refused, on both sides.
 //!
 //! [`codec`] reads heads, [`body`] reads bodies, [`input`] holds bytes that were read and not used,
 //! [`server`] serves a downstream connection, [`client`] speaks to an upstream.

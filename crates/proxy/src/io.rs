@@ -186,7 +186,7 @@ impl Io {
     }
 }
 
-/// An [`Io`] as a stream of its own, for whoever needs both directions by value: tunnels.
+/// An [`Io`] as an owned stream, for tunnels, which need both directions by value.
 #[derive(Debug)]
 pub struct IoRef<'a>(pub &'a Io);
 

@@ -6,11 +6,12 @@
 //! Decisions are made by `proxy-config`, `filters` and `lb`; this crate does the IO that they do
 //! not.
 //!
-//! It reads from the bottom up. `io`, `timer`, `uuid`, `record`, `counts`, `causes`, `logs` and `tls` know
-//! nothing of the others. `upstream` keeps pools and opens connections; `worker` is a thread's
-//! state. `exchange::state`, `prepare` and `steps` carry one request; `router` forwards it; `exchange`
-//! has its stages in order. `http1`, `http2` and `tcp` serve connections, which `listener` accepts
-//! in `worker::serve`. `control` applies configuration, `admin` shows it, `start` begins it all.
+//! It reads from the bottom up. `io`, `timer`, `uuid`, `record`, `counts`, `causes`, `logs` and
+//! `tls` know nothing of the others. `upstream` keeps pools and opens connections; `worker` is a
+//! thread's state. `exchange::state`, `prepare` and `steps` carry one request; `router` forwards
+//! it; `exchange` has its stages in order. `http1`, `http2` and `tcp` serve connections, which
+//! `listener` accepts in `worker::serve`. `control` applies configuration, `admin` shows it,
+//! `start` begins it all.
 //!
 //! Must never import: `api`, `model`, `translate`: it knows xDS only.
 

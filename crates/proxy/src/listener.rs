@@ -222,7 +222,7 @@ fn admit(worker: &Worker, view: &ChainView, conn: &Downstream) -> Admission {
 
 /// Why inspection brought no answer.
 enum Uninspected {
-    /// The connection failed: there is nobody to serve.
+    /// The connection failed before it could be served.
     Gone,
     /// The first bytes are bad, or came too late.
     Refused(Refusal),
@@ -317,7 +317,7 @@ async fn inspect(
             return Ok(());
         }
 
-        // A client that closes early is served with what it said.
+        // A client that closes early is served with the bytes that it sent.
         if stream.read_buf(&mut inspected.bytes).await? == 0 {
             inspected.closed = true;
         }
@@ -443,7 +443,7 @@ fn peer(session: &rustls::ServerConnection, local_uri_sans: Vec<String>) -> TlsP
     }
 }
 
-/// Nobody serves this: counted, logged as Envoy logs it, and closed.
+/// Closes a connection that no filter chain serves, counts it, and logs it as Envoy does.
 fn refuse(
     worker: &Rc<Worker>,
     listener: &Arc<Listener>,
@@ -515,8 +515,8 @@ async fn serve_http(
     }
 }
 
-/// Reads until it is clear whether the client begins with the HTTP/2 preface; `None`: the client left,
-/// or is silent.
+/// Reads until it is clear whether the client begins with the HTTP/2 preface; `None`: the client
+/// left, or is silent.
 async fn prior_knowledge(
     worker: &Worker,
     conn: &Downstream,

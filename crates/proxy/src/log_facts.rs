@@ -43,7 +43,7 @@ pub struct LogFacts<'a> {
     pub log_type: Option<&'static str>,
 }
 
-/// `%ACCESS_LOG_TYPE%` of what is no log of a request or of a connection that a chain has served.
+/// `%ACCESS_LOG_TYPE%` of entries that belong to no request and to no served connection.
 pub const NO_LOG_TYPE: &str = "NotSet";
 
 impl<'a> LogFacts<'a> {

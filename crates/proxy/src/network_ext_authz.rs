@@ -25,7 +25,7 @@ pub async fn refused_by_service(
             NetworkFilter::Rbac(rbac) => rbac.note_connection(&conn.info, &mut metadata),
             NetworkFilter::ExtAuthz(authz) if authz.asks(&metadata) => {
                 let question = Call::Fetch(Box::new(authz.question(&conn.info)));
-                // Boxed: connections that ask nobody do not carry the memory of a call.
+                // Boxed, so that connections without a check do not reserve the memory of a call.
                 let answer = Box::pin(perform(worker, conn, question)).await;
                 if let Some(refusal) = authz.refusal(answer) {
                     return Some(refusal);

@@ -14,7 +14,7 @@ use crate::downstream::Downstream;
 use crate::uuid::uuid;
 use crate::worker::Worker;
 
-/// What is known of the client after looking at `x-forwarded-for`.
+/// The client, after a look at `x-forwarded-for`.
 #[derive(Debug, Clone, Copy)]
 pub struct Client {
     /// The client's address.
@@ -240,7 +240,7 @@ fn forwarded_for(head: &RequestHead) -> impl Iterator<Item = &[u8]> {
         .flat_map(|line| line.split(|byte| *byte == b','))
 }
 
-/// The n-th address from the right; what is no address counts for nothing.
+/// The n-th entry from the right, counted from 0; `None` if it is no address.
 fn nth_last(head: &RequestHead, n: usize) -> Option<IpAddr> {
     if !head.fields().has(Known::XForwardedFor) {
         return None;

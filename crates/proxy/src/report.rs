@@ -187,7 +187,7 @@ pub struct TcpReport {
 }
 
 impl TcpReport {
-    /// A connection that has an upstream or is refused; `None` if nobody asked for metrics.
+    /// Reports a connection that has an upstream or is refused; `None` without the stats filter.
     pub fn of(
         worker: &Worker,
         conn: &Downstream,

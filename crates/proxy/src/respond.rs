@@ -28,7 +28,7 @@ pub enum Responder<'a> {
 #[derive(Debug)]
 pub struct H1Responder<'a> {
     pub io: &'a Io,
-    /// What is known of it.
+    /// Facts about the connection.
     pub conn: &'a Downstream,
     /// Whether another request may follow; a response can decide otherwise.
     pub keep_alive: &'a Cell<bool>,
@@ -62,8 +62,8 @@ impl<'a> Responder<'a> {
         match self {
             Self::H1(to) => {
                 if to.wants_continue.replace(false) {
-                    // RFC 9110 §10.1.1: the client may send its body now or leave it out, so its next
-                    // bytes could be a body or a request.
+                    // RFC 9110 §10.1.1: the client may send its body now or leave it out, so its
+                    // next bytes could be a body or a request.
                     to.keep_alive.set(false);
                 }
 

@@ -43,14 +43,14 @@ pub struct ProxyOptions {
     pub metrics: Option<SocketAddr>,
     /// Where listening sockets come from.
     pub binder: Arc<dyn Binder>,
-    /// Secrets by name; whoever runs us fills it.
+    /// Secrets by name; the embedder fills it.
     pub secrets: SecretStore,
     /// The server of configuration. Its `initial` subscriptions are set here.
     pub xds: Option<ClientConfig>,
-    /// What it is asked for.
+    /// The resource types that are discovered.
     pub discover: Discover,
-    /// Static resources. Its other parts have no effect here: whoever starts the proxy has read them
-    /// into these options.
+    /// Static resources. Its other parts have no effect here: whoever starts the proxy has read
+    /// them into these options.
     pub bootstrap: Option<Bootstrap>,
     /// Metrics.
     pub registry: Arc<Registry>,

@@ -39,7 +39,7 @@ pub struct FilterInputs<'a> {
     pub cluster: Option<&'a str>,
     /// The upstream is in the mesh.
     pub in_mesh: bool,
-    /// What is counted of the connection manager.
+    /// Counters of the connection manager.
     pub counts: &'a HttpCounts,
 }
 

@@ -148,7 +148,8 @@ impl SidecarPlan {
             for transport in [Transport::Udp, Transport::Tcp] {
                 let query = [Match::Transport(transport), Match::Port(53)];
 
-                // Queries that the sidecar forwards must leave, or they would come back to it for ever.
+                // Queries that the sidecar forwards must leave, or they would come back to it for
+                // ever.
                 for mine in own {
                     rules.push(rule(query.iter().chain([mine]), Verdict::Return));
                 }

@@ -13,8 +13,8 @@ pub fn is_local_host(host: &str) -> bool {
     name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
 }
 
-/// Whether `text` is a DNS label as RFC 1123 §2.1 has it, in lower case: 1 to 63 letters, digits and
-/// inner hyphens.
+/// Whether `text` is a DNS label as RFC 1123 §2.1 has it, in lower case: 1 to 63 letters, digits
+/// and inner hyphens.
 pub fn is_dns_label(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=63).contains(&text.len())

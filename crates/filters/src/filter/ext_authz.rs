@@ -125,7 +125,7 @@ struct Failure {
     status: u16,
 }
 
-/// What of the request is told to the service.
+/// The parts of a request that a check carries.
 #[derive(Debug)]
 struct Question {
     /// Headers that are told; to gRPC all and to HTTP a few if `None`.
@@ -139,11 +139,11 @@ struct Question {
     tls_session: bool,
 }
 
-/// How much of the body is told.
+/// The part of the body that a check carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct BodySettings {
     max_bytes: usize,
-    /// A longer body is told in part; else the request is refused with 413.
+    /// A longer body is sent in part; else the request is refused with 413.
     allow_partial: bool,
     as_bytes: bool,
 }
@@ -403,7 +403,7 @@ impl ExtAuthz {
     }
 }
 
-/// Envoy merges these: what is more specific replaces equal keys.
+/// Context extensions of all route levels; a more specific level replaces equal keys, as in Envoy.
 fn context_extensions(routes: &[&CheckSettings]) -> Vec<(String, String)> {
     let levels = routes.iter().rev();
     levels

@@ -6,7 +6,7 @@ use crate::finding::{Rejection, Scope};
 use crate::http::context::{RequestContext, ResponseContext};
 use crate::peer_metadata::{HEADER, HEADER_ID};
 
-/// Kept for a stream whose downstream has said who it is: it is told who we are in return.
+/// Kept for a stream whose downstream sent peer metadata: the response carries ours in return.
 struct Exchanges;
 
 /// Istio's filter `peer_metadata`.

@@ -66,8 +66,8 @@ impl TokenBucket {
         }
     }
 
-    /// Takes a token; false if the bucket is empty. `now` is the time since a fixed point, the same for
-    /// all calls.
+    /// Takes a token; false if the bucket is empty. `now` is the time since a fixed point, the same
+    /// for all calls.
     pub fn take(&self, now: Duration) -> bool {
         let interval = self.spec.interval.as_nanos().max(1);
 

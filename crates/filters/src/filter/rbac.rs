@@ -1,7 +1,8 @@
 //! Authorization: `envoy.filters.http.rbac` and `envoy.filters.network.rbac`, on one engine.
 //!
-//! An unknown condition in a policy refuses the resource: without the condition the policy would let
-//! more pass. The lines of a repeated header are matched one by one, in the direction that refuses.
+//! An unknown condition in a policy refuses the resource: without the condition the policy would
+//! let more pass. The lines of a repeated header are matched one by one, in the direction that
+//! refuses.
 
 mod compile;
 mod engine;
@@ -188,8 +189,8 @@ impl Rbac {
         }
     }
 
-    /// Records the result of the shadow rules in dynamic metadata, for logs and later filters: Istio
-    /// enables external authorization by it.
+    /// Records the result of the shadow rules in dynamic metadata, for logs and later filters:
+    /// Istio enables external authorization by it.
     fn note_shadow(&self, verdict: Verdict, namespace: &str, metadata: &mut Metadata) {
         let prefix = &self.shadow_stat_prefix;
         if let Some(policy) = verdict.policy {

@@ -6,8 +6,8 @@ use super::Fact;
 use crate::conn::ConnInfo;
 use crate::digits;
 
-/// Writes a fact of a connection, or of the request's client `remote`. Returns `Some(false)` if it is
-/// unknown, and `None` for a fact that is not of the connection.
+/// Writes a fact of a connection, or of the request's client `remote`. Returns `Some(false)` if it
+/// is unknown, and `None` for a fact that is not of the connection.
 pub fn connection_fact(
     conn: &ConnInfo,
     remote: SocketAddr,

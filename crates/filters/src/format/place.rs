@@ -1,5 +1,5 @@
-//! The places where format strings are rendered, and the operators that never have a value there, so
-//! that compilers can warn of them.
+//! The places where format strings are rendered, and the operators that never have a value there,
+//! so that compilers can warn of them.
 
 use super::{Fact, Head, MetadataOf, Moment, Operator, Part, Point, Template};
 

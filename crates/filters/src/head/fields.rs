@@ -29,7 +29,7 @@ pub struct Fields {
     present: u64,
 }
 
-/// The longest name of a field, in bytes. Whoever reads heads refuses longer names.
+/// The longest name of a field, in bytes. The codecs and the configuration refuse longer names.
 pub const MAX_NAME: usize = u16::MAX as usize;
 
 /// A cleared head keeps an arena of at most this size.
@@ -190,8 +190,8 @@ impl Fields {
     }
 
     /// Adds a field line at the end, even if the field is there already. The name is lower-cased.
-    /// Control characters in the value, CR and LF among them, become spaces, so that no value can add
-    /// a line to the head.
+    /// Control characters in the value, CR and LF among them, become spaces, so that no value can
+    /// add a line to the head.
     pub fn append(&mut self, name: &str, value: &[u8]) {
         let at = self.arena.len();
         self.arena.extend_from_slice(name.as_bytes());
@@ -245,7 +245,8 @@ impl Fields {
         }
     }
 
-    /// Extends the last line of a field by `separator` and `value`; without such a line it is added.
+    /// Extends the last line of a field by `separator` and `value`; without such a line it is
+    /// added.
     pub fn append_joined(&mut self, name: &str, separator: &[u8], value: &[u8]) {
         let last = self.index.iter().rposition(|f| {
             f.name_len as usize == name.len()

@@ -40,8 +40,8 @@ impl RequestHead {
         self.version = HttpVersion::default();
     }
 
-    /// Replaces everything by the bytes of a head as read. `method` and `target` are offset and length
-    /// in them.
+    /// Replaces everything by the bytes of a head as read. `method` and `target` are offset and
+    /// length in them.
     pub fn load(&mut self, bytes: &[u8], method: (usize, usize), target: (usize, usize)) {
         self.clear();
         self.fields.load(bytes);

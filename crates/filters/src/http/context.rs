@@ -104,7 +104,7 @@ pub struct RequestContext<'a> {
     pub local: &'a LocalPeer,
     /// Peers known already.
     pub peers: &'a mut PeerCache,
-    /// What is counted under the connection manager's statistics prefix.
+    /// Counters under the connection manager's statistics prefix.
     pub tally: &'a Tally,
     /// Set by a filter whose changes ask for another route: the proxy selects it anew before the
     /// next filter.
@@ -141,7 +141,7 @@ pub struct ResponseContext<'a> {
     /// The filter's place in its chain.
     pub slot: u16,
     pub head: &'a mut ResponseHead,
-    /// The request, as it was forwarded.
+    /// The forwarded request.
     pub request: &'a RequestHead,
     /// The connection it came on.
     pub conn: &'a ConnInfo,
@@ -153,7 +153,7 @@ pub struct ResponseContext<'a> {
     pub local: &'a LocalPeer,
     /// Peers known already.
     pub peers: &'a mut PeerCache,
-    /// What is counted under the connection manager's statistics prefix.
+    /// Counters under the connection manager's statistics prefix.
     pub tally: &'a Tally,
     /// The route's static metadata, if there is a route.
     pub route_metadata: Option<&'a Metadata>,
@@ -186,7 +186,7 @@ pub struct DataContext<'a> {
     pub ended: bool,
     /// Time since some fixed point.
     pub now: Duration,
-    /// What is counted under the connection manager's statistics prefix.
+    /// Counters under the connection manager's statistics prefix.
     pub tally: &'a Tally,
     /// What each filter keeps for itself.
     pub own: &'a mut OwnStates,
@@ -210,11 +210,11 @@ pub struct DoneContext<'a> {
     /// The filter's place in its chain.
     pub slot: u16,
     pub request: &'a RequestHead,
-    /// The response, as it was sent; its status is 0 if there was none.
+    /// The response that the client got; its status is 0 if there was none.
     pub response: &'a ResponseHead,
     /// What the filters of the stream share; the log sees what is changed here.
     pub state: &'a mut StreamState,
-    /// What is counted under the connection manager's statistics prefix.
+    /// Counters under the connection manager's statistics prefix.
     pub tally: &'a Tally,
 }
 

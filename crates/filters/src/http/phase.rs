@@ -1,4 +1,4 @@
-//! What happens to a filter, and what it answers: the vocabulary of the phases.
+//! The vocabulary of the phases: events that a filter sees, and the steps that it answers with.
 //!
 //! The phases of an exchange, in order: the request's head, the request's data, the response's
 //! head, the response's data, done. A filter is stepped with an [`Event`] and answers with a
@@ -82,7 +82,7 @@ pub struct Hold {
 pub enum Beyond {
     /// The message is refused: a request with 413, a response with 500.
     Refuse,
-    /// The filter is stepped with what is held; the rest waits at the sender.
+    /// The filter is stepped with the held bytes; the sender is held back meanwhile.
     Deliver,
 }
 

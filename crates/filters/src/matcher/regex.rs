@@ -21,7 +21,8 @@ impl FullRegex {
 
     /// Compiles a pattern.
     pub fn new(pattern: &str) -> Result<Self, String> {
-        // The pattern must be valid alone: `a)|(b` would otherwise close the group inside the anchors.
+        // The pattern must be valid alone: `a)|(b` would otherwise close the group inside the
+        // anchors.
         build(pattern)?;
         build(&format!(r"\A(?:{pattern})\z")).map(Self)
     }

@@ -79,8 +79,8 @@ fn isolate(identity: &Identity) -> anyhow::Result<()> {
     init::run_as_init()?;
 
     if let Err(e) = mounts::proc() {
-        // The kernel forbids a new /proc where parts of the old one are covered, as in containers. The
-        // program then sees the processes of the outer namespace.
+        // The kernel forbids a new /proc where parts of the old one are covered, as in containers.
+        // The program then sees the processes of the outer namespace.
         tracing::warn!(error = %e, "no process table of its own");
     }
 

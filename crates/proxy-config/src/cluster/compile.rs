@@ -129,7 +129,7 @@ fn check_fields(message: &proto::Cluster, scope: &mut Scope) -> Result<(), Rejec
         return scope.refuse("transport_socket_matcher is unknown; use transport_socket_matches");
     }
 
-    // Endpoints are as healthy as EDS and outlier detection say: nobody is probed.
+    // EDS and outlier detection alone decide on health: no endpoint is probed.
     not_honoured!(
         scope,
         alt_stat_name,

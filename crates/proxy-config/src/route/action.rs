@@ -162,7 +162,7 @@ impl RouteLimit {
 #[derive(Debug, Default)]
 pub struct HashPolicies(pub(crate) Vec<HashPolicy>);
 
-/// A cluster that is sent copies of requests. Nobody waits for its responses.
+/// A cluster that gets copies of requests. Its responses are discarded.
 #[derive(Debug)]
 pub struct Mirror {
     /// The cluster's name, or the header that has it.

@@ -115,8 +115,8 @@ impl Redirect {
         location.push_str(self.host.as_deref().unwrap_or(host));
         match (self.port, own_port) {
             (Some(port), _) => push_port(&mut location, scheme, port),
-            // A new host brings its own port. Where only the scheme changes, the default port of the
-            // old scheme must not stay.
+            // A new host brings its own port. Where only the scheme changes, the default port of
+            // the old scheme must not stay.
             (None, Some(port)) if self.host.is_none() => match (self.scheme.as_deref(), port) {
                 (Some("https"), 80) | (Some("http"), 443) => {}
                 _ => location.push_str(&format!(":{port}")),

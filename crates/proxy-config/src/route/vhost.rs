@@ -51,7 +51,7 @@ pub struct Route {
     pub name: Arc<str>,
     /// The conditions that a request must meet.
     pub matcher: RouteMatch,
-    /// What it does with a request.
+    /// The action for a request that matches.
     pub target: Target,
     /// Request headers, applied after the weighted cluster's.
     pub request_headers: HeaderOps,

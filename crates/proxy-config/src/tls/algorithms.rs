@@ -3,7 +3,7 @@
 
 use meltemi_filters::{Rejection, Scope};
 
-/// What is spoken of TLS 1.2: OpenSSL's name, the standard's, the number.
+/// Cipher suites of TLS 1.2: OpenSSL's name, the standard's name, the number.
 const SUITES: [(&str, &str, u16); 6] = [
     (
         "ECDHE-ECDSA-AES128-GCM-SHA256",
@@ -56,7 +56,7 @@ const NEVER_SPOKEN: [&str; 14] = [
     "DES-CBC3-SHA",
 ];
 
-/// What is spoken: the names that are in use, and the number.
+/// Groups for key exchange: the names in use, and the number.
 const GROUPS: [(&[&str], u16); 4] = [
     (&["X25519MLKEM768"], 0x11ec),
     (&["X25519"], 0x001d),

@@ -1,6 +1,6 @@
-//! Compiling transport sockets and TLS contexts. A transport socket that is unknown, or verification
-//! that cannot be done, refuses the resource: serving without it would be serving in plaintext, or
-//! to anybody.
+//! Compiling transport sockets and TLS contexts. A transport socket that is unknown, or
+//! verification that cannot be done, refuses the resource: serving without it would be serving in
+//! plaintext, or to anybody.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! `/config_dump`: what was received, by type, in the shape of Envoy's.
+//! `/config_dump`: the received resources by type, in the shape of Envoy's.
 
 use meltemi_proto::json::Reflection;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};

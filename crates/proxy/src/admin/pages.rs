@@ -16,7 +16,7 @@ use crate::control::inspect::Inspector;
 use crate::published::ClusterEntry;
 use crate::upstream::live::epoch_ms;
 
-/// What there is.
+/// The text of `/help`.
 pub const HELP: &str = "admin commands are:
   /certs: certificates and roots
   /clusters: clusters and endpoints (?format=json)
@@ -284,7 +284,7 @@ pub async fn listeners_json(inspector: &Inspector) -> Value {
     json!({ "listener_statuses": each.collect::<Vec<_>>() })
 }
 
-/// `/certs`: what is known of certificates, never keys.
+/// `/certs`: facts about certificates, never keys.
 pub fn certs(common: &Common) -> Value {
     let now = SystemTime::now();
     let each = common.secrets.names().into_iter().filter_map(|name| {

@@ -1,4 +1,4 @@
-//! What stands after the question mark of an admin page.
+//! The query of an admin page: the part after the question mark.
 
 use std::borrow::Cow;
 

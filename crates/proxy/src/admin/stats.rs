@@ -1,4 +1,4 @@
-//! `/stats`: what is counted, under Envoy's names, as text, JSON or for Prometheus.
+//! `/stats`: all counters, under Envoy's names, as text, JSON or for Prometheus.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -11,7 +11,7 @@ use http::HeaderMap;
 use super::{BodyIn, Data};
 use crate::http1::body::BodyError;
 
-/// Sees every piece of a body and passes on what it makes of it.
+/// Sees every piece of a body and returns the piece to pass on.
 pub trait PieceFilter {
     /// Takes a piece, empty if there is none with the end. An empty result passes nothing on yet.
     fn pass<'s>(

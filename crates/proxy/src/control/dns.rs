@@ -61,7 +61,7 @@ pub async fn keep(cluster: Arc<Cluster>, answers: mpsc::Sender<(Arc<Cluster>, En
 struct Known(BTreeMap<String, Vec<IpAddr>>);
 
 impl Known {
-    /// Takes in what was found; says whether a name failed.
+    /// Takes in the answers; says whether a name failed.
     fn take_in(&mut self, found: Vec<(String, Option<Vec<IpAddr>>)>) -> bool {
         let failed = found.iter().any(|(_, addresses)| addresses.is_none());
         for (name, addresses) in found {

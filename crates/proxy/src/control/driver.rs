@@ -28,7 +28,7 @@ use crate::common::Common;
 use crate::published::{Drained, Published};
 use crate::worker::Command;
 
-/// A look at what was received and what serves.
+/// A closure that reads the received and the serving configuration.
 pub type Look = Box<dyn FnOnce(&State, &Published, &Status) + Send>;
 
 /// What the rest of the process asks of the control side.
@@ -42,7 +42,7 @@ pub enum Request {
     ),
     /// Where listeners listen: name and actual address.
     Addresses(oneshot::Sender<Vec<(Arc<str>, SocketAddr)>>),
-    /// Looks at what was received and what serves.
+    /// Reads the received and the serving configuration.
     Inspect(Look),
     /// The listeners that serve, and the addresses that lead to them: the actual ones, where there
     /// are sockets.
@@ -168,7 +168,7 @@ impl Driver {
                     self.state.set_resolved(&cluster, endpoints);
                     self.reconcile();
                 }
-                // Whoever has the port may give it up.
+                // The process that holds the port may give it up.
                 () = tokio::time::sleep(BIND_AGAIN), if !self.status.bind_errors.is_empty() => {
                     self.listen(&self.published.clone());
                 }

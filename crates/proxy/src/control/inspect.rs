@@ -16,7 +16,7 @@ use crate::worker::Command;
 /// How admin pages see the process.
 #[derive(Clone)]
 pub struct Inspector {
-    /// What is shared.
+    /// The state that all threads share.
     pub common: Arc<Common>,
     /// The control thread's inbox.
     pub requests: mpsc::Sender<Request>,
@@ -25,7 +25,7 @@ pub struct Inspector {
 }
 
 impl Inspector {
-    /// Runs a look on the control side and brings back what it saw.
+    /// Runs a closure on the control thread and returns its result.
     pub async fn look<T: Send + 'static>(
         &self,
         look: impl FnOnce(&State, &Published, &Status) -> T + Send + 'static,

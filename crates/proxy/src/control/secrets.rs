@@ -1,5 +1,5 @@
-//! Secrets, from the bootstrap and over SDS: compiled by `proxy-config`, and read here into the form
-//! that TLS works with.
+//! Secrets, from the bootstrap and over SDS: compiled by `proxy-config`, and read here into the
+//! form that TLS works with.
 
 use meltemi_proto::Any;
 use meltemi_proto::envoy::extensions::transport_sockets::tls::v3 as proto;

@@ -28,7 +28,7 @@ pub struct Sent<'a> {
     pub origin: Origin,
 }
 
-/// A resource as it was received, for `/config_dump`.
+/// A received resource, for `/config_dump`.
 #[derive(Debug, Clone)]
 pub struct Received {
     pub name: Arc<str>,
@@ -60,8 +60,8 @@ pub(super) struct Slot<T> {
 /// The resources of one type, by name.
 pub(super) type Slots<T> = BTreeMap<Arc<str>, Slot<T>>;
 
-/// Puts a resource that compiled into its slot, to be warmed, and notes in the slot why one did not.
-/// Returns how many of its parts have no effect.
+/// Puts a resource that compiled into its slot, to be warmed, and notes in the slot why one did
+/// not. Returns how many of its parts have no effect.
 ///
 /// A resource that is sent again without a change must leave the active version alone, and with it
 /// pools and connections. The compiler gives the same `Arc` for the same bytes; `equal` compares

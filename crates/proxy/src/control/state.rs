@@ -80,8 +80,8 @@ impl State {
         }
     }
 
-    /// Applies new and changed resources of one type from a server, then removals. Unknown types are
-    /// refused.
+    /// Applies new and changed resources of one type from a server, then removals. Unknown types
+    /// are refused.
     pub fn apply<'a>(
         &mut self,
         type_url: &str,
@@ -226,7 +226,7 @@ impl State {
                 self.listeners.remove(name);
             }
             ROUTE => {
-                // Whoever still names it gets 404, and does not wait for it.
+                // A listener that still names this table answers 404 and does not wait for it.
                 if let Some((table, _)) = self.routes.get_mut(name) {
                     *table = Arc::new(RouteTable::empty(name));
                 } else {
@@ -304,7 +304,7 @@ impl State {
             .collect()
     }
 
-    /// Secrets that somebody needs, whoever delivers them.
+    /// Secrets that the configuration needs, from any source.
     pub fn wanted_secrets(&self) -> Vec<SecretRef> {
         let mut wanted: Vec<SecretRef> = Vec::new();
         let mut add = |terms: &CommonTls| {
@@ -332,7 +332,7 @@ impl State {
         wanted
     }
 
-    /// Forgets endpoints and routes that nobody names any more.
+    /// Forgets endpoints and routes that no cluster or listener names any more.
     pub fn forget_unused(&mut self) {
         let endpoints = self.wanted_endpoints();
         self.endpoints.retain(|name, _| endpoints.contains(name));
@@ -347,7 +347,7 @@ impl State {
             .retain(|address, _| clusters.contains(address));
     }
 
-    /// Lets what is warm serve, and puts the next generation together.
+    /// Puts the next generation together from everything that is warm.
     pub fn publish(&mut self, has_secret: impl Fn(&str) -> bool) -> Published {
         for slot in self.clusters.values_mut() {
             let ready = slot
@@ -545,9 +545,9 @@ fn static_resource<'a>(name: &'a str, any: &'a Any) -> Sent<'a> {
     }
 }
 
-/// Listeners are compared by their bytes, which the compiler has done. One that comes in other bytes
-/// takes the place of an equal one, which costs its connections nothing: they go on under the new
-/// one on the same terms.
+/// Listeners are compared by their bytes, which the compiler has done. One that comes in other
+/// bytes takes the place of an equal one, which costs its connections nothing: they go on under the
+/// new one on the same terms.
 fn same_bytes_alone(_: &Listener, _: &Listener) -> bool {
     false
 }

@@ -39,13 +39,13 @@ pub struct Exchange<'a> {
     pub view: &'a Rc<ChainView>,
     /// HTTP settings.
     pub http: &'a HttpConnectionManager,
-    /// What is counted of the connection manager.
+    /// Counters of the connection manager.
     pub counts: &'a HttpCounts,
     /// The record.
     pub info: StreamInfo,
     /// The client.
     pub remote: SocketAddr,
-    /// The response's head, as it was sent.
+    /// The response's head as the client gets it.
     pub response: ResponseHead,
     /// The response's trailers, if there were any.
     pub trailers: Option<http::HeaderMap>,

@@ -31,7 +31,7 @@ pub enum ReadError {
     Malformed(Refusal),
 }
 
-/// A connection and what was read from it too early.
+/// A connection, and bytes that were read from it beyond the last response.
 #[derive(Debug)]
 pub struct H1Connection {
     pub io: Io,

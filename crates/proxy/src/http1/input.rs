@@ -17,7 +17,7 @@ pub struct Input {
 }
 
 impl Input {
-    /// Starts with bytes that somebody else has read already.
+    /// Starts with bytes that were read before, for example by the sniffer.
     pub fn new(buffers: Buffers, first: Vec<u8>) -> Self {
         Self {
             buffers,
@@ -26,7 +26,7 @@ impl Input {
         }
     }
 
-    /// What is there.
+    /// The unread bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.buffer[self.at..]
     }

@@ -77,7 +77,8 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
             }
         };
 
-        // The head may have been long in coming: what it runs under is the newest.
+        // The head may have taken long to arrive, so the request runs under the newest
+        // configuration.
         let view = worker.view_of(&conn);
         conn.requests.set(conn.requests.get() + 1);
         let keep_alive = Cell::new(terms.keep_alive && goes_on(&http, &conn, waits.expires));
@@ -259,7 +260,7 @@ async fn next(
     }
 }
 
-/// Answers what is not a request, logs it like one, and lets the caller close.
+/// Answers bytes that are no request and logs them like one; the caller closes.
 async fn refuse(
     worker: &Rc<Worker>,
     conn: &Rc<Downstream>,
@@ -282,7 +283,7 @@ async fn refuse(
     exchange::reply_only(worker, conn, view, &mut head, responder, reply).await;
 }
 
-/// Reads what is left of a body; `false` if it is too much or too slow.
+/// Reads the rest of a body; `false` if it is too long or too slow.
 async fn drain(io: &Io, input: &mut Input, reader: &mut BodyReader) -> bool {
     let mut left = DRAIN_BYTES;
     let drained = tokio::time::timeout(LINGER, async {

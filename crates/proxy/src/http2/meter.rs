@@ -110,7 +110,7 @@ impl Balance {
     }
 }
 
-/// Tells whoever serves the connection that its peer floods it.
+/// Tells the connection's loop that its peer floods it.
 #[derive(Debug, Default)]
 pub struct Alarm {
     sent: Cell<u64>,

@@ -33,7 +33,7 @@ const MAX_STREAMS: u32 = 100;
 /// connection ends with ENHANCE_YOUR_CALM.
 const MAX_PENDING_RESETS: usize = 50;
 /// Streams that the peer opened and reset soon after, while most of its streams end so. Source:
-/// Envoy `premature_reset_total_stream_count`; lower, since nobody honest comes near it.
+/// Envoy `premature_reset_total_stream_count`; lower, since no honest client comes near it.
 const MAX_ABANDONED: usize = 200;
 /// A stream that lived longer was not abandoned.
 const ABANDONED_WITHIN: Duration = Duration::from_secs(1);

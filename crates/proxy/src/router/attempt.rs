@@ -43,7 +43,7 @@ pub struct Client<'c, 'b, 'r> {
 /// What all attempts at one request share.
 #[derive(Debug)]
 pub struct Forwarding<'a> {
-    /// What was decided for the request.
+    /// The decisions for the request.
     pub plan: &'a Plan<'a>,
     /// The cluster that it goes to.
     pub cluster: &'a WorkerCluster,
@@ -74,7 +74,7 @@ impl Forwarding<'_> {
 /// How an attempt ended.
 #[derive(Debug)]
 pub enum AttemptEnd {
-    /// The exchange is over: a response went out, or nobody waits for one any more.
+    /// The exchange is over: a response went out, or the client left.
     Ended(Ended),
     /// The response was dropped; another attempt has been granted.
     Again,
@@ -110,7 +110,7 @@ pub struct Attempt<'a, 'c> {
     started: Instant,
 }
 
-/// How far an attempt has come. Its upload and whoever waits for it both write here.
+/// The progress of an attempt. The upload and the task that waits for it both write here.
 #[derive(Default)]
 pub struct Progress {
     received: Cell<u64>,

@@ -1,4 +1,4 @@
-//! Copies of requests to other clusters; nobody waits for their answers.
+//! Copies of requests to other clusters; their responses are discarded.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -96,7 +96,8 @@ pub fn fire(
                 response_body: ResponseBody::Discard,
                 downstream: Some(&conn),
             };
-            // Nobody waits for the answer: what failed is for whoever debugs the mirror.
+            // The response is discarded, so a failure only matters to an operator who debugs the
+            // mirror.
             if let Err(error) = fetch(&worker, &cluster, request).await {
                 tracing::debug!(%error, "mirror failed");
             }

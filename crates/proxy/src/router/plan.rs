@@ -1,4 +1,4 @@
-//! What was decided for a forwarded request.
+//! The decisions for a forwarded request: route, cluster, upgrade.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use meltemi_proxy_config::route::{Forward, RouteDecision};
 #[derive(Debug)]
 pub struct Plan<'a> {
     pub decision: &'a RouteDecision<'a>,
-    /// What it does.
+    /// The route's action.
     pub forward: Forward<'a>,
     pub cluster_name: Arc<str>,
     /// The client asks for an upgrade.

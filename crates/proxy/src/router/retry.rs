@@ -22,7 +22,7 @@ pub struct Retries<'a> {
     is_resent: bool,
 }
 
-/// Whether a request is sent again, by its policy and what is left.
+/// Whether a request is sent again, by its policy and the attempts that are left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The policy does not ask for another attempt.

@@ -166,7 +166,7 @@ impl Clocks {
         }
     }
 
-    /// What they exchange for.
+    /// The limits that the clocks hold.
     pub fn timeouts(&self) -> &Timeouts {
         &self.timeouts
     }

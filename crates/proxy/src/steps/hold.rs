@@ -84,7 +84,7 @@ impl Held {
         }
     }
 
-    /// Puts what is held before the rest of the body.
+    /// Puts the held bytes before the rest of the body.
     pub fn give_back(self, body: &mut BodyIn<'_>) {
         if self.is_begun() {
             body.prepend(Bytes::from(self.bytes));

@@ -23,7 +23,7 @@ use crate::worker::Worker;
 pub enum NotAcquired {
     /// A breaker refused.
     Overflow(Resource),
-    /// Connecting failed, perhaps for somebody else whose connection was to serve this request too.
+    /// Connecting failed. Several requests may have waited for the same connection.
     Dial(Rc<DialError>),
     /// The certificate must be for the request's host, and that is no name.
     Name,

@@ -38,7 +38,7 @@ pub enum Carrier {
         send: Option<h2::SendStream<Bytes>>,
         /// The stream's place on its connection, held to its end.
         _active: ActiveStream,
-        /// What is known of the connection.
+        /// Facts about the connection.
         facts: UpstreamFacts,
     },
 }
@@ -102,7 +102,7 @@ impl Carrier {
         }
     }
 
-    /// What is known of the connection.
+    /// Facts about the connection.
     pub fn facts(&self) -> &UpstreamFacts {
         match self {
             Self::H1 { pooled, .. } => &pooled.facts,

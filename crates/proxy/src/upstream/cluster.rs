@@ -48,7 +48,7 @@ impl WorkerHost {
 /// A worker's side of a cluster.
 #[derive(Debug)]
 pub struct WorkerCluster {
-    /// What is shared.
+    /// The part that all workers share.
     pub entry: Arc<ClusterEntry>,
     /// What we have counted of it.
     pub counts: Rc<ClusterCounts>,
@@ -204,7 +204,7 @@ impl WorkerCluster {
         host
     }
 
-    /// Drops connections that ended or waited too long, and original destinations that nobody uses.
+    /// Drops connections that ended or idled too long, and unused original destinations.
     pub fn sweep(&self, now: Instant) {
         let idle = self.entry.cluster.http.idle_timeout;
         for host in self.hosts.iter().flatten() {

@@ -41,7 +41,7 @@ pub struct Connecting {
     pub permit: Permit,
     /// Its place in the lane.
     pub open: OpenHere,
-    /// Who is told when a stream of it ends.
+    /// Notified whenever a stream of the new connection ends.
     pub freed: Rc<Notify>,
 }
 

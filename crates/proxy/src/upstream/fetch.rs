@@ -120,13 +120,13 @@ pub enum Failed {
     Timeout {
         /// The request's limit.
         limit: Duration,
-        /// What it waited for.
+        /// The phase that took too long.
         phase: &'static str,
     },
 }
 
-/// The future of a fetch. It is boxed, so that whoever may have to fetch does not carry the memory
-/// for it all the time.
+/// The future of a fetch. It is boxed, so that a caller that rarely fetches does not reserve its
+/// memory all the time.
 pub type Fetching<'a> = Pin<Box<dyn Future<Output = Result<FetchResponse, FetchError>> + 'a>>;
 
 /// Sends a request to a cluster and reads the whole response. Dropping the future gives the request

@@ -2,7 +2,8 @@
 //! under way and how it went.
 //!
 //! Everything here is atomic and nothing is locked while a request is served. A cluster keeps its
-//! record for as long as its configuration stays the same; a new configuration takes over the totals.
+//! record for as long as its configuration stays the same; a new configuration takes over the
+//! totals.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -251,7 +252,7 @@ impl ClusterLive {
         self.hosts().retain(|address, _| keep(address));
     }
 
-    /// Forgets endpoints that nobody else knows.
+    /// Forgets endpoints that only this table still holds.
     pub fn forget_unused_hosts(&self) {
         // Others take theirs from here alone, so a count of one stays one while this is locked.
         self.hosts().retain(|_, host| Arc::strong_count(host) > 1);

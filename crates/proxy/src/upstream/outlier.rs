@@ -3,7 +3,7 @@
 //!
 //! What requests meet is counted in atomics. Who comes back, whose rates are bad and whose past is
 //! forgiven is looked at once an interval, by whichever worker is the first to ask afterwards:
-//! there is no timer, and a cluster that nobody calls costs nothing.
+//! there is no timer, and a cluster without requests costs nothing.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -68,7 +68,7 @@ pub struct Outlier {
     terms: OutlierDetection,
     /// Whether rates are looked at: by answers, by local failures.
     rated: [bool; 2],
-    /// Milliseconds; 0 before anybody asked.
+    /// The time of the next sweep, in milliseconds; 0 before the first.
     next_look: AtomicU64,
     noise: AtomicU64,
     detected: [AtomicU64; Reason::ALL.len()],
@@ -141,7 +141,7 @@ impl Record {
 }
 
 impl Outlier {
-    /// Nobody is out yet.
+    /// Creates a detector with no ejected host.
     pub fn new(terms: OutlierDetection) -> Self {
         let (success, failure) = (&terms.success_rate, &terms.failure_percentage);
         let by_local =

@@ -31,7 +31,7 @@ pub struct LaneKey {
     pub protocol: UpstreamProtocol,
 }
 
-/// What is known of a connection beside its bytes.
+/// Facts about a connection, for logs and policies.
 #[derive(Debug, Clone, Default)]
 pub struct UpstreamFacts {
     /// Who the peer proved to be.
@@ -61,7 +61,7 @@ impl UpstreamFacts {
 #[derive(Debug)]
 pub struct PooledH1 {
     pub connection: H1Connection,
-    /// What is known of it.
+    /// Facts about the connection.
     pub facts: UpstreamFacts,
     /// Its places in the breaker and in its lane, which end with it.
     pub _places: (Permit, OpenHere),
@@ -71,7 +71,7 @@ pub struct PooledH1 {
 #[derive(Debug)]
 pub struct PooledH2 {
     pub connection: Rc<H2Connection>,
-    /// What is known of it.
+    /// Facts about the connection.
     pub facts: UpstreamFacts,
     /// Streams at a time, whatever the peer allows.
     streams: u32,
@@ -197,17 +197,17 @@ impl HostPool {
     pub fn give_h1(&self, key: LaneKey, mut pooled: PooledH1, now: Instant) {
         pooled.connection.requests = pooled.connection.requests.wrapping_add(1);
         if pooled.facts.is_spent(pooled.connection.requests) || pooled.facts.is_expired() {
-            // Dropped here; whoever waits for a place is told.
+            // The connection is dropped here, which wakes the next request that waits for a place.
             return;
         }
         pooled.connection.idle_since = now;
         self.keep_h1(key, pooled);
     }
 
-    /// Keeps a connection that nobody uses now.
+    /// Takes an idle connection back.
     pub fn keep_h1(&self, key: LaneKey, pooled: PooledH1) {
         self.with(key, |lane| {
-            // Put first, so that whoever is woken finds it.
+            // The connection goes in first, so that the request that is woken finds it.
             lane.h1.push(pooled);
             lane.places.tell_one();
             Some(())

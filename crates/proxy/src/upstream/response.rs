@@ -1,5 +1,5 @@
-//! The response's side of a [`Carrier`](super::carrier::Carrier): its head, and where its body comes
-//! from.
+//! The response's side of a [`Carrier`](super::carrier::Carrier): its head, and where its body
+//! comes from.
 
 use std::cell::Cell;
 

@@ -15,7 +15,7 @@ pub enum Command {
     Listen(Arc<str>, SocketAddr, std::net::TcpListener),
     /// Stop accepting for this listener; its connections go on unless configuration says otherwise.
     Unlisten(Arc<str>, SocketAddr),
-    /// Tell what was counted.
+    /// Answer with a copy of all counters.
     Counts(tokio::sync::oneshot::Sender<Copied>),
     /// Describe the upstream pools: cluster, address, open connections.
     Pools(tokio::sync::oneshot::Sender<Vec<(Arc<str>, SocketAddr, usize)>>),

@@ -54,7 +54,7 @@ pub struct Worker {
     pub peers: RefCell<PeerCache>,
     /// Our buffers in front of the access logs.
     pub logs: WorkerLogs,
-    /// A buffer for paths and the like; nobody keeps anything in it.
+    /// A buffer for short-lived text such as a rewritten path.
     pub scratch: RefCell<Vec<u8>>,
     own_peer: Arc<PeerInfo>,
     date: RefCell<(u64, Vec<u8>)>,

@@ -431,8 +431,8 @@ fn route(message: &Route) -> String {
     line
 }
 
-/// Name and configuration of the HTTP or network filters with one of these names, in order, wherever
-/// in the virtual inbound listener.
+/// Name and configuration of the HTTP or network filters with one of these names, in order,
+/// wherever in the virtual inbound listener.
 pub fn inbound_filters(translated: &Translated, names: &[&str]) -> Vec<(String, Any)> {
     let is_wanted = |name: &str| names.contains(&name);
     let mut found = Vec::new();

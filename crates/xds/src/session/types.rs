@@ -32,8 +32,8 @@ pub(crate) struct TypeState {
 
 struct SentResource {
     version: Arc<str>,
-    /// The sent content. State of the world needs it for clusters whose removal is delayed: they stay
-    /// in the list.
+    /// The sent content. State of the world needs it for clusters whose removal is delayed: they
+    /// stay in the list.
     content: Option<Arc<dyn Packed>>,
 }
 

@@ -1,4 +1,4 @@
-//! The question: what a service is told of a request.
+//! Builds the check: the parts of a request that the service gets.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -26,7 +26,7 @@ const MAX_RESPONSE: usize = 1024 * 1024;
 /// The method that a gRPC service answers.
 pub(super) const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
-/// As much of a body as a service is told.
+/// The part of a body that the check carries.
 pub(super) struct Held<'a> {
     body: &'a [u8],
     is_partial: bool,
@@ -144,7 +144,7 @@ impl Question {
         (head, Bytes::copy_from_slice(body.body))
     }
 
-    /// Whether a header, or a field of the request line, is told to a gRPC service.
+    /// Whether a gRPC check carries a header or a field of the request line.
     fn tells_grpc(&self, name: &str) -> bool {
         let allowed = self.allowed_headers.as_ref();
         allowed.is_none_or(|names| names.has(name)) && !self.disallowed_headers.has(name)

@@ -34,7 +34,7 @@ pub struct ConnectionAuthz {
 pub struct ConnectionRefusal {
     /// `%CONNECTION_TERMINATION_DETAILS%`.
     pub details: &'static str,
-    /// The service, and what it or the call came to.
+    /// The service, and the result of the call.
     pub cause: Cause,
 }
 

@@ -108,7 +108,7 @@ impl Mutation {
         is_name(&self.name) && self.value.iter().all(value)
     }
 
-    /// Framing is the proxy's business, whoever asks.
+    /// The proxy alone frames messages, so the service cannot change these fields.
     fn may_apply(&self) -> bool {
         self.is_valid() && !is_framing(&self.name)
     }
@@ -135,8 +135,8 @@ pub(super) fn apply(mutations: &[Mutation], head: &mut impl HeadMut) {
     }
 }
 
-/// Adds headers to a response that the proxy makes: they replace those that the proxy would set, and
-/// several may have one name. Its length and framing stay.
+/// Adds headers to a response that the proxy makes: they replace those that the proxy would set,
+/// and several may have one name. Its length and framing stay.
 pub(super) fn apply_to_reply(mutations: Vec<Mutation>, reply: &mut LocalReply) {
     let applied = mutations
         .into_iter()

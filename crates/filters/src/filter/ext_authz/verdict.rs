@@ -41,7 +41,7 @@ pub(super) struct Allowed {
     pub(super) response: Vec<Mutation>,
 }
 
-/// What the client is told instead of a response.
+/// The answer that the client gets instead of a response.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Refusal {
     /// `None` where the filter's own status counts.

@@ -169,8 +169,8 @@ fn a_foreign_server_has_bodies_buffered_as_by_envoy() {
         seen.push(answers(port));
     }
 
-    // Envoy does not count a body that comes as one HTTP/2 frame with the stream's end, so it lets a
-    // longer one pass. We hold to the limit.
+    // Envoy does not count a body that comes as one HTTP/2 frame with the stream's end, so it lets
+    // a longer one pass. We hold to the limit.
     for ((request, ours), (_, envoys)) in seen[0].iter().zip(&seen[1]) {
         let passes_envoy = request.ends_with("over HTTP/2") && envoys.status == 200;
         if passes_envoy && ours.status == 413 {

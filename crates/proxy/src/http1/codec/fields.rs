@@ -4,7 +4,7 @@ use meltemi_filters::head::{Fields, Known};
 
 use super::{Framing, Refusal, refuse};
 
-/// More names than anybody has for fields of one connection.
+/// The most names in `connection`; no real client comes near it.
 pub(super) const MAX_NOMINATED: usize = 32;
 
 /// What `connection` says.

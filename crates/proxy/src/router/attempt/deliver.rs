@@ -255,7 +255,7 @@ fn note_sent(exchange: &mut Exchange<'_>, progress: &Progress, trailers: Option<
     }
 }
 
-/// Notes how the body ended, and breaks off what is not whole.
+/// Notes how the body ended, and breaks off a response that is not whole.
 fn conclude(
     forwarding: &Forwarding<'_>,
     host: &WorkerHost,
