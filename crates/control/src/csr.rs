@@ -26,7 +26,7 @@ pub(crate) struct Issued {
 }
 
 impl Issued {
-    /// Notes what was issued.
+    /// Notes an issued certificate.
     fn record(&self, certificate: CertificateStatus) {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         let now = now_ms();

@@ -2,7 +2,8 @@
 //! Unix socket.
 //!
 //! Over TCP `/debug` and `/status` are for callers on the loopback address and for tokens of the
-//! root namespace; objects are never served there. Whoever may open the socket may do everything.
+//! root namespace; objects are never served there. A process that may open the socket may do
+//! everything.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;

@@ -140,7 +140,7 @@ pub(crate) struct Metrics {
     pub(crate) invalid: Counter,
 }
 
-/// What is counted at the time of a scrape.
+/// Gauges that are computed at the time of a scrape.
 #[derive(Default)]
 pub(crate) struct Gauges {
     pub(crate) connected: usize,

@@ -22,9 +22,9 @@ const TAKE_UP: Duration = Duration::from_secs(2);
 
 pub(crate) struct Objects {
     pub(crate) applied: Arc<AppliedStore>,
-    /// Where the mesh's own state keeps what was applied.
+    /// The folder of the mesh's state that keeps applied objects.
     pub(crate) applied_folder: PathBuf,
-    /// Where the node writes what it runs.
+    /// The folders in which the node writes the objects of what it runs.
     pub(crate) runtime: Vec<PathBuf>,
     pub(crate) worlds: watch::Receiver<Arc<World>>,
     pub(crate) options: Arc<BuildOptions>,
@@ -345,7 +345,7 @@ impl Objects {
             .and_then(|held| self.brought(held))
     }
 
-    /// What is said of an object that the mesh brings, and that is not the user's to delete.
+    /// The refusal to delete an object that the mesh itself brings; `None` for the user's objects.
     fn brought(&self, object: &Object) -> Option<Diagnostic> {
         let file = &object.source.file;
         (self.origin(Path::new(&**file)) == Origin::Runtime).then(|| {

@@ -13,7 +13,7 @@ use meltemi_model::BuildOptions;
 pub struct ControlOptions {
     /// The user's directories of YAML, in order of precedence.
     pub config: Vec<PathBuf>,
-    /// Directories in which the node writes what it runs.
+    /// Directories in which the node writes the objects of its workloads.
     pub runtime: Vec<PathBuf>,
     /// The mesh's own state: applied objects in `applied/`, last good versions in `last-good/`.
     pub state: PathBuf,

@@ -409,7 +409,7 @@ impl Drop for Watcher {
     }
 }
 
-/// Counts changes by what they are, and lets the memo forget what two worlds did not use.
+/// Counts changes by kind, and lets the memo forget resources that two worlds in a row did not use.
 pub(crate) async fn account(
     mut worlds: watch::Receiver<Arc<World>>,
     memo: Arc<Memo>,

@@ -209,7 +209,7 @@ impl ControlPlane {
         self.addresses
     }
 
-    /// What it sees.
+    /// The newest world of the store.
     pub fn worlds(&self) -> watch::Receiver<Arc<World>> {
         self.worlds.clone()
     }

@@ -1,4 +1,4 @@
-//! What is known of proxies, as the DTOs of `admin-api`.
+//! The status of every connected proxy, as the DTOs of `admin-api`.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -17,7 +17,7 @@ pub(crate) fn allocate(
     let mut used: BTreeSet<IpAddr> = taken.clone();
     let mut given = BTreeMap::new();
 
-    // Who has an address keeps it, before anybody new chooses.
+    // A service that has an address keeps it, before new services choose.
     for key in wanting {
         if let Some(ip) = held.get(key)
             && pool.contains(*ip)

@@ -1,4 +1,4 @@
-//! What is wrong between objects: references to nothing, conflicts, policies that select nobody.
+//! Faults between objects: missing references, conflicts, policies that select no workload.
 //!
 //! Findings only; nothing here changes the snapshot. Codes are those of Istio's analyzers where one
 //! says the same.

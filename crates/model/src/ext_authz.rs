@@ -23,7 +23,7 @@ pub enum Provider {
 pub struct ProviderFault {
     /// The field, beginning at the provider: `envoyExtAuthzHttp.service`.
     pub field: String,
-    /// What is wrong.
+    /// The fault in words.
     pub message: String,
     /// What to do.
     pub remedy: String,

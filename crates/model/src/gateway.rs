@@ -32,7 +32,7 @@ pub struct Server {
     /// The port clients connect to; the proxy may listen on another (the Service's targetPort).
     pub port: u16,
     pub port_name: String,
-    /// What it speaks.
+    /// The protocol of the port.
     pub protocol: Protocol,
     /// Address to listen on; `None` is any.
     pub bind: Option<IpAddr>,
@@ -136,7 +136,7 @@ impl NamespaceScope {
 pub struct ServerTls {
     /// Plain HTTP answers with a redirect to https.
     pub https_redirect: bool,
-    /// What is done with TLS.
+    /// How the server handles TLS.
     pub mode: ServerTlsMode,
     /// File of the certificate chain.
     pub server_certificate: String,

@@ -28,7 +28,7 @@ pub(crate) struct Context<'a> {
     pub domain: &'a str,
 }
 
-/// The objects of one kind, each with what it was lowered to.
+/// The objects of one kind, each with its lowered value.
 #[derive(Debug)]
 pub(crate) struct Lowered<T> {
     pub entries: BTreeMap<NamespacedName, Entry<T>>,
@@ -140,7 +140,7 @@ pub(crate) fn keep_equal<T: PartialEq>(held: Option<&Arc<T>>, value: T) -> Arc<T
     }
 }
 
-/// Collects what there is to say about one object.
+/// Collects the findings about one object.
 pub(crate) struct Findings<'a> {
     object: &'a Object,
     pub list: Vec<Diagnostic>,
@@ -241,7 +241,7 @@ pub(crate) fn visibility(export_to: &[String], default: &[String], namespace: &s
     Visibility::Namespaces(scopes.iter().filter_map(own).collect::<BTreeSet<_>>())
 }
 
-/// A port written as an integer of another width; `None` for 0 and for what is no port.
+/// A port written as an integer of another width; `None` for 0 and for numbers that are no port.
 pub(crate) fn port(number: impl TryInto<u16>) -> Option<u16> {
     number.try_into().ok().filter(|port| *port != 0)
 }

@@ -64,7 +64,8 @@ pub enum Visibility {
     /// `*`: every namespace.
     #[default]
     Public,
-    /// The named namespaces only, `.` replaced by the object's own; empty for `~`, nobody.
+    /// The named namespaces only, `.` replaced by the object's own; empty for `~`, which exports to
+    /// no namespace.
     Namespaces(BTreeSet<String>),
 }
 

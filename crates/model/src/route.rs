@@ -435,7 +435,7 @@ impl HeaderOps {
 /// Set, add, remove.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct HeaderChanges {
-    /// Replaces what is there; `host` or `:authority` is left to the builder.
+    /// Replaces a header; the builder handles `host` and `:authority`.
     pub set: BTreeMap<String, String>,
     /// Appends.
     pub add: BTreeMap<String, String>,

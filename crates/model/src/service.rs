@@ -115,7 +115,7 @@ pub struct ServicePort {
     pub number: u16,
     /// What the workload listens on.
     pub target: TargetPort,
-    /// What it is declared to speak.
+    /// The declared protocol.
     pub protocol: Protocol,
 }
 

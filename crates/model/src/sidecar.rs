@@ -18,9 +18,9 @@ pub struct Sidecar {
     pub origin: Origin,
     /// Which workloads; `None` for the whole namespace (or mesh, in the root namespace).
     pub selector: Option<Selector>,
-    /// What it serves; empty for what services say.
+    /// Ingress listeners; empty means the ports of the workload's services.
     pub ingress: Vec<IngressListener>,
-    /// What it reaches; empty for everything.
+    /// Egress listeners; empty means every visible service.
     pub egress: Vec<EgressListener>,
     pub inbound_connection_pool: Option<ConnectionPool>,
     /// outboundTrafficPolicy; `None` is the mesh's.
@@ -33,7 +33,7 @@ pub struct IngressListener {
     /// The port that is served.
     pub port: u16,
     pub port_name: String,
-    /// What it speaks.
+    /// The protocol.
     pub protocol: Protocol,
     /// Address to listen on; `None` is the workload's.
     pub bind: Option<IpAddr>,
@@ -66,7 +66,7 @@ pub struct EgressListener {
     pub bind: String,
     /// Whether traffic comes by capture.
     pub capture: CaptureMode,
-    /// What is reachable.
+    /// The reachable services.
     pub hosts: Vec<EgressHost>,
 }
 
@@ -95,7 +95,7 @@ pub struct EgressPort {
     /// Its number; 0 with a Unix socket.
     pub number: u16,
     pub name: String,
-    /// What it speaks.
+    /// The protocol.
     pub protocol: Protocol,
 }
 
@@ -156,7 +156,7 @@ pub struct SidecarScope {
     pub outbound_policy: OutboundPolicy,
 }
 
-/// One egress listener with what it imports.
+/// One egress listener with the services and VirtualServices that it imports.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScopedEgress {
     /// As written; `None` for the default listener.

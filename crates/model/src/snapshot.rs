@@ -31,7 +31,7 @@ use workloads::WorkloadTable;
 /// everything.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// What it was built with.
+    /// The options of the build.
     pub options: Arc<BuildOptions>,
     /// The settings of the whole mesh.
     pub mesh: Arc<MeshSettings>,
@@ -61,7 +61,7 @@ pub(crate) struct ScopeCache(pub Mutex<BTreeMap<ScopeKey, Arc<SidecarScope>>>);
 pub struct Build {
     /// The next state.
     pub snapshot: Snapshot,
-    /// Everything that is wrong now, sorted by object; not only what is new.
+    /// All present faults, sorted by object; not only new ones.
     pub diagnostics: Vec<Diagnostic>,
     /// What differs from the previous snapshot.
     pub changes: ChangeSet,

@@ -6,7 +6,7 @@ use meltemi_types::{ObjectRef, Selector};
 
 use crate::Origin;
 
-/// One Telemetry object: what it says of access logs.
+/// The access-log settings of one Telemetry object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Telemetry {
     /// The object.

@@ -57,7 +57,8 @@ fn merge_policy(base: PolicySettings, over: &TrafficPolicy, port: u16) -> Policy
     };
 
     if let Some(level) = over.ports.get(&port) {
-        // Port-level settings replace: what they leave out is the default, not the host's value.
+        // Port-level settings replace the host's settings: an absent field is the default, not the
+        // host's value.
         merged.load_balancer = level.load_balancer.clone();
         merged.connection_pool = level.connection_pool.clone();
         merged.outlier = level.outlier.clone();
@@ -126,7 +127,7 @@ pub enum LbPolicy {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ConsistentHash {
-    /// What is hashed.
+    /// The source of the hash.
     pub key: HashKey,
     /// How the hash picks.
     pub algorithm: HashAlgorithm,
@@ -219,7 +220,7 @@ pub struct ConnectionPool {
     pub http2_keepalive: Option<(Duration, Option<Duration>)>,
 }
 
-/// outlierDetection: what is not written does not eject.
+/// outlierDetection: a detector that is not written does not eject.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct OutlierDetection {
     /// consecutive5xxErrors; `None` is not written (Istio's default is then 5), 0 disables.

@@ -47,7 +47,7 @@ pub struct ProxyOptions {
     pub secrets: SecretStore,
     /// The server of configuration. Its `initial` subscriptions are set here.
     pub xds: Option<ClientConfig>,
-    /// The resource types that are discovered.
+    /// The resource types that the proxy asks for without names.
     pub discover: Discover,
     /// Static resources. Its other parts have no effect here: whoever starts the proxy has read
     /// them into these options.
@@ -87,8 +87,8 @@ impl Default for ProxyOptions {
     }
 }
 
-/// What the server of configuration is asked for without names; all else is asked for by the names
-/// in it.
+/// The resource types that the proxy asks its xDS server for without names. It asks for all other
+/// types by the names that clusters and listeners mention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Discover {
     /// Clusters (CDS). Default true.

@@ -23,7 +23,7 @@ use edit::Located;
 /// Why an object could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// Nobody holds it.
+    /// No file holds the object.
     #[error("{}", not_found(&.0.kind.resource(), &.0.namespace, &.0.name))]
     NotFound(ObjectKey),
     /// It stands where it cannot be changed by program.

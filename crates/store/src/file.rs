@@ -242,7 +242,7 @@ impl Runner {
         self.writers.note(wake, Instant::now())
     }
 
-    /// Scans and sends; false if nobody listens any more.
+    /// Scans and sends; false if the receiver is gone.
     fn scan(&mut self, mut findings: Vec<Diagnostic>, sender: &SourceSender) -> bool {
         let first = self.sent.is_none();
         let changes = self.scanner.scan(&self.writers);
@@ -284,7 +284,7 @@ impl Runner {
         alive && self.tell(Vec::new(), findings, sender)
     }
 
-    /// Sends what is new; false if nobody listens any more.
+    /// Sends the changes; false if the receiver is gone.
     fn tell(
         &mut self,
         deltas: Vec<Delta>,

@@ -19,7 +19,7 @@ pub struct World {
     pub version: u64,
     /// The raw objects in force.
     pub tables: Tables,
-    /// What they mean.
+    /// The snapshot of these tables.
     pub snapshot: Arc<Snapshot>,
     /// Everything that is wrong now: from reading, validation, merging, lowering, analysis.
     pub diagnostics: Arc<Vec<Diagnostic>>,
@@ -43,7 +43,7 @@ impl World {
         Some(self.recent.iter().skip(from).cloned().collect())
     }
 
-    /// Whether the sources have listed what they have.
+    /// Whether every source has listed its objects.
     pub fn is_ready(&self) -> bool {
         self.version > 0
     }

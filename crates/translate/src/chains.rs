@@ -7,7 +7,7 @@ use meltemi_types::Protocol;
 use crate::filters::PEER_EXCHANGE;
 use crate::listener::{ChainMatch, Transport};
 
-/// What a client of the mesh offers, besides what it would offer anyone.
+/// The ALPN that a meshed client offers in addition to its ordinary protocols.
 const MESH: &[&str] = &[
     "istio",
     "istio-peer-exchange",

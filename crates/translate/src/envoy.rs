@@ -1,4 +1,4 @@
-//! Small constructors for Envoy's messages, so that builders read like what they build.
+//! Small constructors for Envoy's messages, which keep the builders short.
 //!
 //! Nothing here decides anything.
 

@@ -32,7 +32,7 @@ pub(crate) struct ListenerInput {
     pub logs: Vec<AccessLog>,
 }
 
-/// What is found out about a connection before its chain is chosen.
+/// The inspection of a connection before its filter chain is chosen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Inspect {
     pub original_destination: bool,

@@ -1,4 +1,4 @@
-//! What was built once is shared by every proxy that needs the same: (type, hash of the input) ->
+//! Every proxy that needs the same resource shares one build: (type, hash of the input) ->
 //! resource.
 
 use std::collections::HashMap;

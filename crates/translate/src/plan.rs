@@ -1,6 +1,6 @@
 //! Planning: the whole snapshot and one proxy in, small hashable inputs out.
 //!
-//! This is the only part that looks around; what it yields is all that the builders see.
+//! Only planning reads the snapshot; its inputs are all that the builders see.
 
 mod authz;
 mod cluster;

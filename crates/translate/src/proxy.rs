@@ -1,4 +1,4 @@
-//! The client that a translation is for: who it is, what it can do.
+//! The client of a translation: its identity, labels and abilities.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

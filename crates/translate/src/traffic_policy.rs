@@ -77,7 +77,7 @@ pub(crate) fn upstream_http(
     }
 }
 
-/// What is known of a cluster's peers when its TLS is decided.
+/// Facts about a cluster's endpoints that decide on its TLS.
 #[derive(Debug, Clone)]
 pub(crate) struct TlsContext<'a> {
     /// Whether the mesh's mutual TLS is used where a DestinationRule says nothing, and how.

@@ -24,7 +24,7 @@ pub struct Translated {
     /// By type URL; every type that is served has an entry, so that an empty one says "none". Push
     /// order is [`type_url::PUSH_ORDER`]; within a type the order is stable and names are unique.
     pub resources: BTreeMap<&'static str, Vec<Arc<Resource>>>,
-    /// What was left out, and why.
+    /// Diagnostics for resources that were left out.
     pub diagnostics: Vec<Diagnostic>,
 }
 

@@ -14,7 +14,7 @@ use crate::{
 const MISSING: &str = "IST0101";
 /// A CUSTOM policy denies what its rules select, since its provider cannot be asked.
 const DENIES: &str = "MEL0331";
-/// A CUSTOM policy, or its provider, does less than somebody may believe.
+/// A CUSTOM policy, or its provider, has less effect than its text suggests.
 const DOES_LESS: &str = "MEL0332";
 
 const PROVIDER: &str = "spec.provider.name";
@@ -38,7 +38,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Reports what is wrong with providers and depends on services, at the mesh's ConfigMap. Faults of
+/// Reports faults of providers that depend on services, at the mesh's ConfigMap. Faults of
 /// the text alone are reported when the text is read.
 fn providers(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
     let config_maps = snapshot.tables.table(&Kind::ConfigMap);

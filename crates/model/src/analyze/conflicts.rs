@@ -1,4 +1,4 @@
-//! Objects that claim the same: who wins is decided elsewhere, here it is told.
+//! Objects with conflicting claims. Lowering decides which object wins; this file reports it.
 
 use std::collections::{BTreeMap, BTreeSet};
 

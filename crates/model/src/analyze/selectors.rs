@@ -1,5 +1,5 @@
-//! Selectors that select nobody. Told only once there are workloads at all: before, everything
-//! selects nobody.
+//! Selectors that select no workload. They are reported only once the mesh has a workload: before,
+//! no selector selects any.
 
 use meltemi_api::Object;
 use meltemi_types::{Diagnostic, Selector, Severity};

@@ -152,7 +152,7 @@ pub(crate) fn lower_workload_entry(
     })
 }
 
-/// The label decides; without it, whoever has a service account is taken to be in the mesh.
+/// The label decides; without a label, a workload with a service account counts as meshed.
 /// Source: Istio `getTLSModeFromWorkloadEntry`.
 pub(crate) fn tls_mode_of_entry(labels: &Labels, account: &str) -> TlsMode {
     match labels.value(TLS_MODE_LABEL) {

@@ -10,7 +10,7 @@ pub(crate) enum NoAuthorizer<'a> {
     Unknown,
     /// The provider is a tracer or a log.
     OtherKind,
-    /// What is written is wrong; validation of MeshConfig reports it.
+    /// The provider's text has a fault; validation of MeshConfig reports it.
     Faulty(&'a ProviderFault),
     /// The mesh has no such service, or has it in several namespaces.
     NoService(ProviderFault),
@@ -33,7 +33,7 @@ impl Snapshot {
         }
     }
 
-    /// What is wrong if the service of an authorizer is not exactly one. Source: Istio
+    /// The fault if an authorizer's service does not exist exactly once. Source: Istio
     /// `LookupCluster`.
     fn service_fault(&self, authorizer: &Authorizer) -> Option<ProviderFault> {
         let ServiceName { namespace, host } = &authorizer.service;
@@ -86,7 +86,7 @@ impl Snapshot {
             .map(|key| key.host.clone())
     }
 
-    /// What is wrong with the port of an authorizer whose service is known.
+    /// The fault of the port of an authorizer whose service is known.
     pub(crate) fn port_fault(&self, authorizer: &Authorizer) -> Option<ProviderFault> {
         let Authorizer {
             service: ServiceName { host, .. },

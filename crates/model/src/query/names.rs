@@ -12,7 +12,7 @@ use crate::{EndpointAddress, Health, Hostname, Registry, Resolution, Service, Sn
 pub struct NameEntry {
     /// The full name, perhaps a wildcard.
     pub host: Hostname,
-    /// What it resolves to; never empty.
+    /// The addresses; never empty.
     pub ips: Vec<IpAddr>,
     /// Who declared it.
     pub registry: Registry,

@@ -90,7 +90,7 @@ impl Snapshot {
             }
         }
 
-        // A route that is imported works only if what it leads to is known as well.
+        // An imported route works only if the proxy also knows the services that it leads to.
         let mut destinations = BTreeSet::new();
         for host in egress
             .iter()

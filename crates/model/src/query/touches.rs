@@ -145,7 +145,8 @@ impl ProxyScope {
             && (self.facts.is_gateway || self.sidecar.imports(service))
     }
 
-    /// Inbound listeners are made for it, whoever may see it.
+    /// The proxy serves this service, so it has inbound listeners for it whether it may see it or
+    /// not.
     fn is_selected_by_service(&self, service: &Service) -> bool {
         let selector = service.selector.as_ref();
         service.namespace() == self.facts.namespace

@@ -25,7 +25,7 @@ use crate::{
 };
 use istio::virtual_service::LoweredVirtualService;
 
-/// Each kind's objects with what they were lowered to.
+/// The objects of each kind with their lowered values.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LoweredKinds {
     pub services: Arc<Lowered<Vec<LoweredService>>>,

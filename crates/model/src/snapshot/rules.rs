@@ -66,7 +66,7 @@ impl RouteTable {
 pub(crate) struct DestinationRuleTable {
     /// For clients of the namespace itself: every rule.
     local: BTreeMap<String, HostRules>,
-    /// For clients of the namespace itself: rules for nobody else.
+    /// Rules that are exported to their own namespace alone, by that namespace.
     private: BTreeMap<String, HostRules>,
     /// For clients of other namespaces: rules that are not private.
     exported: BTreeMap<String, HostRules>,

@@ -19,7 +19,7 @@ pub(crate) struct LastGood {
     directory: Option<PathBuf>,
     /// By source file: the bytes to write, or `None` to remove.
     pending: BTreeMap<PathBuf, Option<Vec<u8>>>,
-    /// State files of which nobody knows yet whether their source file still exists.
+    /// State files whose source file has not been looked for yet.
     orphans: BTreeSet<PathBuf>,
     findings: Vec<Diagnostic>,
 }
@@ -50,7 +50,8 @@ impl LastGood {
         }
     }
 
-    /// What was good in a source file when the state was last written. Damaged state is no state.
+    /// The valid objects of a source file when the state was last written. Damaged state counts as
+    /// none.
     pub fn load(&mut self, file: &Path) -> Vec<Arc<Object>> {
         let Some(path) = self.state_file(file) else {
             return Vec::new();
@@ -84,7 +85,7 @@ impl LastGood {
             .collect()
     }
 
-    /// Notes what is good in a source file now; it is written later.
+    /// Notes the valid objects of a source file; the state is written later.
     pub fn note<'a>(&mut self, file: &Path, objects: impl Iterator<Item = &'a Arc<Object>>) {
         if self.directory.is_none() {
             return;

@@ -1,4 +1,4 @@
-//! What is in the directories, and what has changed since the last look.
+//! The contents of the directories, and the changes since the last scan.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
@@ -64,7 +64,7 @@ struct Seen {
     hash: Option<u64>,
 }
 
-/// Remembers what was seen.
+/// The state of the last scan.
 #[derive(Debug)]
 pub(crate) struct Scanner {
     directories: Vec<Directory>,
@@ -86,7 +86,7 @@ impl Scanner {
         }
     }
 
-    /// What is wrong with directories, as of the last scan.
+    /// Findings about directories, as of the last scan.
     pub fn findings(&self) -> &[Diagnostic] {
         &self.findings
     }
@@ -140,7 +140,7 @@ impl Scanner {
             }
         }
 
-        // What lies in a directory that could not be listed is not gone: nobody knows.
+        // Files of a directory that could not be listed are not gone: they may still be there.
         let gone: Vec<FileKey> = self
             .seen
             .keys()
@@ -162,7 +162,7 @@ impl Scanner {
         changes
     }
 
-    /// A file's content, if it is not what it was.
+    /// A file's content, if it changed.
     fn look(&mut self, file: &FileKey) -> Option<Content> {
         let stamp = fs::metadata(&file.path)
             .ok()
@@ -319,7 +319,7 @@ impl Walk<'_> {
                     .insert(fs::canonicalize(&path).unwrap_or_else(|_| path.clone()));
             }
 
-            // Follows links. A link to nothing is told when it is read.
+            // Follows links. Reading reports a link that leads nowhere.
             let is_directory = fs::metadata(&path).is_ok_and(|metadata| metadata.is_dir());
             if is_directory {
                 if depth < MAX_DEPTH {

@@ -1,4 +1,4 @@
-//! All files together: which objects are in force, what is said about them, what changed. No disk,
+//! All files together: the objects in force, their findings, the changes. No disk,
 //! no clock.
 
 use std::collections::btree_map::Entry;
@@ -151,7 +151,7 @@ fn double(object: &Object, winner: &Object) -> Diagnostic {
     }
 }
 
-/// Reads a file's text; of what is broken in it, the version before stays.
+/// Reads a file's text; a broken object keeps its version before.
 fn read(file: &FileKey, text: &str, before: Objects) -> FileState {
     let parsed = parse(&file.path.to_string_lossy(), text);
     let mut findings = parsed.diagnostics;

@@ -24,9 +24,9 @@ const WRITER_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) enum Wake {
     /// Something is otherwise.
     Changed,
-    /// Somebody has begun to write this file, or goes on writing.
+    /// A process has begun to write this file, or goes on writing.
     Written(PathBuf),
-    /// Nobody writes this file any more.
+    /// No process writes this file any more.
     Closed(PathBuf),
     /// This name leads to something else now, or to nothing.
     Gone(PathBuf),
@@ -44,7 +44,7 @@ pub(crate) struct Watch {
     is_linked: bool,
     /// Files and directories outside, to which links lead.
     outside: BTreeMap<PathBuf, Identity>,
-    /// Some link leads to nothing; nobody tells when it does again.
+    /// Some link leads nowhere; the kernel does not report when its target appears.
     dangling: bool,
 }
 
@@ -249,7 +249,7 @@ fn wakes(event: notify::Event) -> Vec<Wake> {
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => each(Wake::Closed),
         EventKind::Access(_) => Vec::new(),
         EventKind::Modify(ModifyKind::Data(_)) => each(Wake::Written),
-        // Whoever creates a file goes on to write it. A link is complete at once.
+        // A created file is about to be written. A link is complete at once.
         EventKind::Create(CreateKind::File) => each(|path| {
             let is_written = fs::symlink_metadata(&path)
                 .is_ok_and(|metadata| metadata.is_file() && metadata.nlink() == 1);
@@ -264,7 +264,7 @@ fn wakes(event: notify::Event) -> Vec<Wake> {
     }
 }
 
-/// Files that somebody is writing. No clock of its own.
+/// Files that are being written. The caller supplies the time.
 #[derive(Debug, Default)]
 pub(crate) struct Writers(BTreeMap<PathBuf, Instant>);
 

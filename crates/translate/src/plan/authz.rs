@@ -14,7 +14,7 @@ pub(super) fn report_custom(view: &View<'_>, plan: &mut Plan) {
             policies,
         } = custom;
 
-        // The model reports a provider that nobody can ask.
+        // The model reports a provider that no proxy can ask.
         let Some(authorizer) = authorizer else {
             continue;
         };

@@ -466,7 +466,7 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
         }
     }
 
-    // TLS to a declared TCP port, and what is no HTTP on an HTTP port, goes on as it is.
+    // TLS to a declared TCP port, and other bytes than HTTP on an HTTP port, pass unchanged.
     let fallback = match tcp {
         Some(tcp) => tcp_chain(&name, ChainMatch::default(), tcp),
         None => {

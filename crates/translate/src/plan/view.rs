@@ -19,7 +19,7 @@ use crate::filters::Abilities;
 use crate::proxy::{Proxy, ProxyKind};
 use crate::secret::SecretInput;
 
-/// What is looked up while planning for one proxy.
+/// The snapshot as one proxy sees it, with the lookups that planning needs.
 pub(crate) struct View<'a> {
     pub snapshot: &'a Snapshot,
     pub proxy: &'a Proxy,
@@ -100,7 +100,7 @@ impl<'a> View<'a> {
             .snapshot
             .destination_port(destination, service.as_deref(), listener_port);
 
-        // An ExternalName Service has no cluster of its own: what it stands for has.
+        // An ExternalName Service has no cluster of its own; its target has one.
         let host = self.snapshot.concrete_host(&destination.host);
 
         (

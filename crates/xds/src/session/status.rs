@@ -1,4 +1,4 @@
-//! What a server knows of a client: what was sent, taken and refused.
+//! The state of one client as the server sees it: resources sent, acknowledged and refused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -94,7 +94,7 @@ pub(crate) fn merge_delegates(
     merged
 }
 
-/// The inner rule, with what it leaves open taken from the outer; `None` if no match of it fits
+/// The inner rule, with its absent fields taken from the outer rule; `None` if no match of it fits
 /// into the outer's.
 fn merge_route(outer: &HttpRoute, inner: &HttpRoute) -> Option<HttpRoute> {
     let matches = merge_matches(&outer.matches, &inner.matches)?;

@@ -53,7 +53,7 @@ impl RouteNames<'_> {
     }
 }
 
-/// One HTTP rule; `None` if it does nothing at all, which is told.
+/// Lowers one HTTP rule; `None`, with a diagnostic, if the rule has no action.
 pub(crate) fn lower_http_route(
     names: &RouteNames<'_>,
     route: &api::HttpRoute,
