@@ -24,10 +24,11 @@ use meltemi_proto::Any;
 use meltemi_proto::envoy::config::route::v3::FilterConfig;
 use meltemi_proto::envoy::extensions::filters::http as proto;
 use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
-use meltemi_proto::istio::{AlpnConfig, PeerMetadataConfig, StatsConfig};
+use meltemi_proto::istio::AlpnConfig;
 
-use crate::any::{type_name, typed_struct, typed_struct_kind};
+use crate::any::type_name;
 use crate::convert::not_honoured;
+use crate::typed_struct::{self, is_typed_struct};
 
 /// One of a connection manager's filters.
 enum Compiled {
@@ -105,15 +106,9 @@ fn compile_slot(
         None => &Any::default(),
     };
 
-    if kind_of(any, &message.name, scope)? == GRPC_WEB {
-        // Nothing here translates it: its requests pass as the HTTP that they are.
-        scope.warn(
-            "",
-            format!(
-                "filter {:?}: gRPC-Web is passed on as it comes, not translated to gRPC",
-                message.name
-            ),
-        );
+    let kind = kind_of(any, &message.name, scope)?;
+    if let Some((_, lack)) = LEFT_OUT.iter().find(|(left_out, _)| *left_out == kind) {
+        scope.warn("", format!("filter {:?}: {lack}", message.name));
         return Ok(None);
     }
 
@@ -163,13 +158,14 @@ fn compile_filter(
             let config: AlpnConfig = scope.unpack(any)?;
             HttpFilter::Alpn(Arc::new(AlpnOverrides::compile(&config, scope)?))
         }
-        "io.istio.http.peer_metadata.Config" => {
-            let config: PeerMetadataConfig = scope.unpack(any)?;
+        PEER_METADATA => {
+            let config = typed_struct::peer_metadata(any, scope)?;
             HttpFilter::PeerMetadata(PeerMetadata::compile(&config, scope)?)
         }
-        "stats.PluginConfig" => {
+        STATS => {
+            let config = typed_struct::stats(any, scope)?;
             return Ok(Some(Compiled::Stats(Stats {
-                host_header_fallback: !without_host(any, scope)?,
+                host_header_fallback: !config.disable_host_header_fallback,
             })));
         }
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => {
@@ -256,41 +252,34 @@ fn kind_of<'m>(
                 "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig".into()
             }
             "envoy.filters.http.grpc_web" => GRPC_WEB.into(),
-            "istio.stats" => "stats.PluginConfig".into(),
+            "istio.stats" => STATS.into(),
             other => other.into(),
         },
-        "udpa.type.v1.TypedStruct" | "xds.type.v3.TypedStruct" => {
-            match &*typed_struct_kind(any, scope)? {
-                // Istio sends it so; everything else must be sent as its own message.
-                "stats.PluginConfig" => "stats.PluginConfig".into(),
-                other => format!("{other} as TypedStruct").into(),
-            }
-        }
+        // Istio sends its own filters as structs; any other must be sent as its own message.
+        _ if is_typed_struct(any) => match typed_struct::kind(any, scope)?.as_str() {
+            kind @ (STATS | PEER_METADATA) => kind.to_owned().into(),
+            other => format!("{other} as TypedStruct").into(),
+        },
         kind => kind.into(),
     })
 }
 
 const GRPC_WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
+const PEER_METADATA: &str = "io.istio.http.peer_metadata.Config";
+const STATS: &str = "stats.PluginConfig";
 
-/// `disable_host_header_fallback` of Istio's metrics, which come as their own message, as a struct,
-/// or as a name alone.
-fn without_host(any: &Any, scope: &Scope) -> Result<bool, Rejection> {
-    use meltemi_proto::google::protobuf::value::Kind;
-
-    match type_name(any) {
-        "stats.PluginConfig" => Ok(scope
-            .unpack::<StatsConfig>(any)?
-            .disable_host_header_fallback),
-        "udpa.type.v1.TypedStruct" | "xds.type.v3.TypedStruct" => {
-            let fields = typed_struct(any, scope)?.value.unwrap_or_default().fields;
-            let mut named =
-                ["disable_host_header_fallback", "disableHostHeaderFallback"].into_iter();
-            let setting = named.find_map(|name| fields.get(name)?.kind.as_ref());
-            Ok(setting == Some(&Kind::BoolValue(true)))
-        }
-        _ => Ok(false),
-    }
-}
+/// Filters that are left out with a warning, and what a message then lacks. None of them refuses or
+/// directs a request, so that a request without them is as safe and goes where it should.
+const LEFT_OUT: [(&str, &str); 2] = [
+    (
+        GRPC_WEB,
+        "gRPC-Web is passed on as it comes, not translated to gRPC",
+    ),
+    (
+        "envoy.extensions.filters.http.compressor.v3.Compressor",
+        "messages are passed on uncompressed",
+    ),
+];
 
 /// Compiles what a route, virtual host or weighted cluster has for filters. `owner` names it for
 /// token buckets.
@@ -378,6 +367,8 @@ fn compile_override(
                 PerRoute::Settings(settings) => Override::ExtAuthz(Box::new(settings)),
             }
         }
+        // The filter that it would change is left out, see `LEFT_OUT`.
+        "envoy.extensions.filters.http.compressor.v3.CompressorPerRoute" => return Ok(None),
         other if is_optional => {
             scope.warn(
                 "",

@@ -31,6 +31,7 @@ pub mod route;
 mod snapshot;
 pub mod tcp;
 pub mod tls;
+mod typed_struct;
 mod upgrade;
 
 pub use address::Address;

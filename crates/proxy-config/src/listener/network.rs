@@ -14,11 +14,12 @@ use meltemi_proto::envoy::extensions::filters::network::connection_limit::v3 as 
 use meltemi_proto::istio::StatsConfig;
 
 use super::{ConnectionLimit, NetworkFilter, Terminal};
-use crate::any::{type_name, typed_struct_kind};
+use crate::any::type_name;
 use crate::convert::{duration_or, not_honoured};
 use crate::http::HttpConnectionManager;
 use crate::http_filter::FilterShared;
 use crate::tcp::TcpProxy;
+use crate::typed_struct::{self, is_typed_struct};
 
 /// The time between Istio's reports on a connection that stays open.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
@@ -54,9 +55,7 @@ impl NetworkItem {
             // Envoy's old way for filters without settings.
             "" => name.as_str(),
             // Istio sends some filters by URL alone.
-            "udpa.type.v1.TypedStruct" | "xds.type.v3.TypedStruct" => {
-                &typed_struct_kind(any, scope)?
-            }
+            _ if is_typed_struct(any) => &typed_struct::kind(any, scope)?,
             name => name,
         };
 
