@@ -15,7 +15,7 @@ use crate::compiler::Compiler;
 use crate::convert::not_honoured;
 use crate::listener::Listener;
 use crate::memo::Compiled;
-use crate::tls::{SecretContent, grpc_cluster};
+use crate::tls::{SecretContent, grpc_source};
 
 /// A compiled bootstrap. Source: Envoy `config.bootstrap.v3.Bootstrap`.
 #[derive(Debug, Default)]
@@ -344,20 +344,14 @@ fn is_over_ads(
 
 impl Ads {
     fn compile(message: &core::ApiConfigSource, scope: &Scope) -> Result<Self, Rejection> {
-        use core::api_config_source::ApiType;
-
-        let delta = match ApiType::try_from(message.api_type) {
-            Ok(ApiType::DeltaGrpc | ApiType::AggregatedDeltaGrpc) => true,
-            Ok(ApiType::Grpc | ApiType::AggregatedGrpc) => false,
-            _ => return scope.refuse("only gRPC is known"),
-        };
-
-        match grpc_cluster(message) {
-            Some(cluster) => Ok(Self {
+        match grpc_source(message) {
+            Some((cluster, delta)) => Ok(Self {
                 cluster: cluster.into(),
                 delta,
             }),
-            None => scope.refuse("ADS needs grpc_services with envoy_grpc"),
+            None => {
+                scope.refuse("ADS needs an api_type of gRPC, and grpc_services with envoy_grpc")
+            }
         }
     }
 }

@@ -238,7 +238,13 @@ fn tls_terms_are_plain_data_and_never_left_out() {
 
     assert_eq!(
         secrets[0],
-        ("default", &SecretSource::Cluster("sds-grpc".into()))
+        (
+            "default",
+            &SecretSource::Cluster {
+                cluster: "sds-grpc".into(),
+                delta: false
+            }
+        )
     );
 
     assert!(

@@ -13,7 +13,7 @@ use meltemi_filters::TlsPeer;
 use meltemi_filters::matcher::StringMatch;
 
 pub use secret::SecretContent;
-pub(crate) use secret::grpc_cluster;
+pub(crate) use secret::grpc_source;
 
 /// The server side of a filter chain.
 #[derive(Debug, Clone, PartialEq)]
@@ -131,8 +131,13 @@ pub struct SecretRef {
 pub enum SecretSource {
     /// The ADS stream.
     Ads,
-    /// An SDS server that a cluster of the bootstrap names, as `sds-grpc`.
-    Cluster(Arc<str>),
+    /// An SDS server that is a static cluster of the bootstrap.
+    Cluster {
+        /// The cluster's name, for example `sds-grpc`.
+        cluster: Arc<str>,
+        /// The stream speaks the delta variant, not state of the world.
+        delta: bool,
+    },
     /// A secret in the bootstrap's static resources, or a file of discovery responses.
     Static,
 }

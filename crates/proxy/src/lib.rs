@@ -52,6 +52,7 @@ mod worker;
 
 pub use common::Levels;
 pub use control::driver::Status;
+pub use control::servers::client_of;
 pub use logs::Logs;
 pub use start::{Discover, Proxy, ProxyHandle, ProxyOptions};
 

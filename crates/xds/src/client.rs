@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use meltemi_proto::Any;
-use meltemi_proto::discovery::AggregatedDiscoveryServiceClient;
+use meltemi_proto::discovery::{AggregatedDiscoveryServiceClient, SecretDiscoveryServiceClient};
 use meltemi_proto::envoy::config::core::v3::Node;
 use tokio::sync::{Notify, mpsc};
 use tonic::metadata::MetadataMap;
@@ -142,6 +142,15 @@ where
     }
 }
 
+/// The discovery service that a client calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// All types over one stream. Source: Envoy `AggregatedDiscoveryService`.
+    Aggregated,
+    /// Secrets alone. Source: Envoy `SecretDiscoveryService`.
+    Secrets,
+}
+
 /// Options of a client.
 #[derive(Clone)]
 pub struct ClientConfig {
@@ -149,6 +158,8 @@ pub struct ClientConfig {
     pub connect: Arc<dyn Connector>,
     /// The node, sent with the first request of each stream.
     pub node: Node,
+    /// The gRPC service to call.
+    pub service: Service,
     /// The variant of the protocol.
     pub variant: Variant,
     /// Initial subscriptions by type, announced in this order on every connection: clusters,
@@ -164,11 +175,12 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
-    /// Defaults: delta, the default back-off, ten seconds to connect, 16 events.
+    /// Defaults: aggregated discovery, delta, the default back-off, ten seconds to connect, 16 events.
     pub fn new(connect: impl Connector, node: Node, initial: Vec<(String, Subscription)>) -> Self {
         Self {
             connect: Arc::new(connect),
             node,
+            service: Service::Aggregated,
             variant: Variant::Delta,
             initial,
             backoff: Backoff::default(),
@@ -307,10 +319,7 @@ async fn one_stream(
         };
 
     let epoch = shared.session().connected();
-    let mut client = AggregatedDiscoveryServiceClient::new(connection.channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-
+    let Connection { channel, metadata } = connection;
     match config.variant {
         Variant::Delta => {
             let outbound = requests(shared.clone(), epoch, |request| match request {
@@ -318,8 +327,16 @@ async fn one_stream(
                 ClientRequest::Sotw(_) => None,
             });
 
-            let call = client.delta_aggregated_resources(with(connection.metadata, outbound));
-            read(call.await, shared, events, answered, ClientResponse::Delta).await
+            let outbound = with(metadata, outbound);
+            let call = match config.service {
+                Service::Aggregated => {
+                    aggregated(channel)
+                        .delta_aggregated_resources(outbound)
+                        .await
+                }
+                Service::Secrets => secrets(channel).delta_secrets(outbound).await,
+            };
+            read(call, shared, events, answered, ClientResponse::Delta).await
         }
         Variant::Sotw => {
             let outbound = requests(shared.clone(), epoch, |request| match request {
@@ -327,10 +344,30 @@ async fn one_stream(
                 ClientRequest::Delta(_) => None,
             });
 
-            let call = client.stream_aggregated_resources(with(connection.metadata, outbound));
-            read(call.await, shared, events, answered, ClientResponse::Sotw).await
+            let outbound = with(metadata, outbound);
+            let call = match config.service {
+                Service::Aggregated => {
+                    aggregated(channel)
+                        .stream_aggregated_resources(outbound)
+                        .await
+                }
+                Service::Secrets => secrets(channel).stream_secrets(outbound).await,
+            };
+            read(call, shared, events, answered, ClientResponse::Sotw).await
         }
     }
+}
+
+fn aggregated(channel: Channel) -> AggregatedDiscoveryServiceClient<Channel> {
+    AggregatedDiscoveryServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+fn secrets(channel: Channel) -> SecretDiscoveryServiceClient<Channel> {
+    SecretDiscoveryServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 fn with<S>(metadata: MetadataMap, stream: S) -> tonic::Request<S> {

@@ -21,7 +21,7 @@ pub use backoff::Backoff;
 pub use client::session::{ClientRequest, ClientResponse, ClientSession, Received};
 pub use client::{
     BoxError, Client, ClientConfig, ClientEvent, ClientHandle, Connection, Connector,
-    NamedResource, Subscription, Update,
+    NamedResource, Service, Subscription, Update,
 };
 pub use naming::name_of;
 pub use resource::{Packed, Resource, ResourceSet, TypeSet};

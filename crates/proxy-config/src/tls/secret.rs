@@ -173,14 +173,17 @@ pub(super) fn compile_secret_ref(
             SecretSource::Static
         }
         Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => SecretSource::Ads,
-        Some(ConfigSourceSpecifier::ApiConfigSource(api)) => match grpc_cluster(api) {
-            Some(cluster) => SecretSource::Cluster(cluster.into()),
-            None => {
+        Some(ConfigSourceSpecifier::ApiConfigSource(api)) => {
+            let Some((cluster, delta)) = grpc_source(api) else {
                 return scope.refuse(format!(
-                    "secret {name:?} comes from neither ADS nor an Envoy cluster"
+                    "secret {name:?} comes from neither ADS nor a gRPC service with envoy_grpc"
                 ));
+            };
+            SecretSource::Cluster {
+                cluster: cluster.into(),
+                delta,
             }
-        },
+        }
     };
 
     Ok(SecretRef {
@@ -189,12 +192,19 @@ pub(super) fn compile_secret_ref(
     })
 }
 
-/// The cluster of the first gRPC service of an API source.
-pub(crate) fn grpc_cluster(message: &core::ApiConfigSource) -> Option<&str> {
+/// The cluster of the first gRPC service of an API source, and whether its streams speak the delta
+/// variant. `None` where the source is not an Envoy cluster over gRPC.
+pub(crate) fn grpc_source(message: &core::ApiConfigSource) -> Option<(&str, bool)> {
+    use core::api_config_source::ApiType;
     use core::grpc_service::TargetSpecifier;
 
+    let delta = match ApiType::try_from(message.api_type) {
+        Ok(ApiType::DeltaGrpc | ApiType::AggregatedDeltaGrpc) => true,
+        Ok(ApiType::Grpc | ApiType::AggregatedGrpc) => false,
+        _ => return None,
+    };
     match message.grpc_services.first()?.target_specifier.as_ref()? {
-        TargetSpecifier::EnvoyGrpc(grpc) => Some(&grpc.cluster_name),
+        TargetSpecifier::EnvoyGrpc(grpc) => Some((&grpc.cluster_name, delta)),
         TargetSpecifier::GoogleGrpc(_) => None,
     }
 }

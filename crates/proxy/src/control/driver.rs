@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::dns;
 use super::fixed::NamedSecret;
+use super::sds::SdsStreams;
 use super::secrets;
 use super::state::{Applied, State};
 use crate::common::Common;
@@ -88,6 +89,7 @@ pub struct Driver {
     /// Types that were asked for as a whole and have not been answered.
     awaited: BTreeSet<String>,
     resolving: HashMap<Arc<str>, (Arc<Cluster>, AbortHandle)>,
+    sds: SdsStreams,
     answers: mpsc::Sender<(Arc<Cluster>, EndpointSet)>,
     ready: watch::Sender<bool>,
     /// Listeners without sockets.
@@ -116,6 +118,7 @@ impl Driver {
             asked: BTreeMap::new(),
             awaited: BTreeSet::new(),
             resolving: HashMap::new(),
+            sds: SdsStreams::default(),
             answers,
             ready,
             stopped: None,
@@ -130,6 +133,7 @@ impl Driver {
         for (name, secret) in secrets {
             self.common.secrets.set(&name, secret);
         }
+        self.sds = SdsStreams::new(&bootstrap);
         self.state.set_static(bootstrap);
     }
 
@@ -339,6 +343,7 @@ impl Driver {
             .iter()
             .filter(|secret| secret.source == SecretSource::Ads);
         self.subscribe(SECRET, from_ads.map(|secret| secret.name.clone()).collect());
+        self.sds.keep(&secrets, &self.common.secrets);
         self.state.forget_unused();
         self.keep_resolved();
         let store = &self.common.secrets;
