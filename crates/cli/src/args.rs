@@ -132,6 +132,63 @@ pub struct ProxyArgs {
     /// Check the bootstrap and exit without serving
     #[arg(long)]
     pub validate: bool,
+    #[command(flatten)]
+    pub envoy: EnvoyFlags,
+}
+
+/// Envoy's flags, so that the proxy can be started in Envoy's place, as by Istio's agent.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Envoy's flags")]
+pub struct EnvoyFlags {
+    /// Further bootstrap, YAML or JSON, merged into the file's
+    #[arg(long, value_name = "TEXT")]
+    pub config_yaml: Option<String>,
+    /// How long connections may drain, in seconds; default: 5
+    #[arg(long, value_name = "SECONDS")]
+    pub drain_time_s: Option<u64>,
+    /// Level of the proxy's log
+    #[arg(
+        short = 'l',
+        long,
+        value_name = "LEVEL",
+        value_parser = ["trace", "debug", "info", "warning", "warn", "error", "critical", "off"]
+    )]
+    pub log_level: Option<String>,
+    #[command(flatten)]
+    pub ignored: IgnoredEnvoyFlags,
+}
+
+/// Flags of Envoy's that are taken and have no effect, since they choose between ways of Envoy's
+/// own. They are hidden from the help.
+#[derive(Debug, Clone, Default, Args)]
+pub struct IgnoredEnvoyFlags {
+    /// Levels of single components of Envoy's
+    #[arg(long, hide = true)]
+    component_log_level: Option<String>,
+    /// Connections are always asked to end at once
+    #[arg(long, hide = true)]
+    drain_strategy: Option<String>,
+    /// The host of outgoing `Host` headers of Envoy's admin interface
+    #[arg(long, hide = true)]
+    local_address_ip_version: Option<String>,
+    /// Access logs are written at once
+    #[arg(long, hide = true)]
+    file_flush_interval_msec: Option<String>,
+    /// Access logs are written at once
+    #[arg(long, hide = true)]
+    file_flush_min_size_kb: Option<String>,
+    /// Nothing here restarts hot
+    #[arg(long, hide = true)]
+    disable_hot_restart: bool,
+    /// Unknown fields are warned of
+    #[arg(long, hide = true)]
+    allow_unknown_static_fields: bool,
+    /// Deprecated fields are not logged
+    #[arg(long, hide = true)]
+    skip_deprecated_logs: bool,
+    /// The system decides about core dumps
+    #[arg(long, hide = true)]
+    enable_core_dump: bool,
 }
 
 /// Arguments of `run`.

@@ -10,13 +10,14 @@ mod up;
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use meltemi_cli::{Cli, Command, Mesh};
 
 fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let arguments = as_envoy(std::env::args_os().collect());
     if let Some(code) = meltemi_node::dispatch(&arguments) {
         return exit_code(code);
     }
@@ -30,6 +31,25 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Starts the proxy where the binary stands in Envoy's place: called `envoy`, or with Envoy's first
+/// flag in the place of a command. Istio's agent starts its proxy so.
+fn as_envoy(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let is_called_envoy = arguments.first().is_some_and(|program| {
+        Path::new(program)
+            .file_name()
+            .is_some_and(|name| name == "envoy")
+    });
+    let begins_with_config = arguments
+        .get(1)
+        .is_some_and(|first| first == "-c" || first == "--config-path");
+
+    if is_called_envoy || begins_with_config {
+        arguments.insert(1, "proxy".into());
+    }
+
+    arguments
 }
 
 fn exit_code(code: i32) -> ExitCode {
@@ -69,5 +89,30 @@ fn run(arguments: &[OsString]) -> anyhow::Result<i32> {
             meltemi_cli::run(&Mesh::new(&cli.mesh, cli.run_dir.as_deref()), command)
         }
         Command::Completion { shell } => meltemi_cli::print_completion(shell),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_binary_is_a_proxy_in_envoys_place() {
+        let role = |line: &str| {
+            let arguments = line.split(' ').map(OsString::from).collect();
+            let arguments = as_envoy(arguments);
+            let words: Vec<_> = arguments
+                .iter()
+                .map(|word| word.to_string_lossy())
+                .collect();
+            words.join(" ")
+        };
+
+        assert_eq!(
+            role("/usr/local/bin/envoy -c b.json"),
+            "/usr/local/bin/envoy proxy -c b.json"
+        );
+        assert_eq!(role("meltemi -c b.json"), "meltemi proxy -c b.json");
+        assert_eq!(role("meltemi get vs"), "meltemi get vs");
     }
 }

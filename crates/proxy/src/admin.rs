@@ -115,7 +115,8 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
         );
     }
 
-    if !only_metrics && !is_local_host(&request) {
+    // Metrics are for scrapers, which come by any name.
+    if path != "/stats/prometheus" && path != "/metrics" && !is_local_host(&request) {
         return page(
             StatusCode::FORBIDDEN,
             TEXT,

@@ -76,6 +76,15 @@ impl ServerState {
             Self::Draining => "DRAINING",
         }
     }
+
+    /// Envoy's number, of the statistic `server.state`. Source: Envoy `admin.v3.ServerInfo.State`.
+    pub fn number(self) -> u64 {
+        match self {
+            Self::Live => 0,
+            Self::Draining => 1,
+            Self::Initializing => 3,
+        }
+    }
 }
 
 impl Common {

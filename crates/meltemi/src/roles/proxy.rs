@@ -4,24 +4,35 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use meltemi_cli::ProxyArgs;
 use meltemi_proto::envoy::config::bootstrap::v3 as proto;
 use meltemi_proto::json::Reflection;
 use meltemi_proxy::{Discover, Logs, Proxy, ProxyOptions};
 use meltemi_proxy_config::Address;
 use meltemi_proxy_config::bootstrap::{Ads, Bootstrap};
-use meltemi_proxy_config::cluster::{Cluster, Discovery};
-use meltemi_proxy_config::tls::UpstreamTransport;
-use meltemi_xds::{ClientConfig, Connection, Variant};
+use meltemi_xds::ClientConfig;
+use prost::Message as _;
 use tokio::signal::unix::{SignalKind, signal};
-use tonic::transport::Endpoint;
 
 pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
-    let levels = super::log("info");
+    let levels = super::log(match args.envoy.log_level.as_deref() {
+        None => "info",
+        // Two of Envoy's levels have another name here, or none.
+        Some("warning") => "warn",
+        Some("critical") => "error",
+        Some(level) => level,
+    });
     meltemi_tls::install_default();
     let file = args.config.display();
-    let message = read(&args.config).with_context(|| format!("{file}"))?;
+    let mut message = read(&args.config).with_context(|| format!("{file}"))?;
+    if let Some(text) = &args.envoy.config_yaml {
+        let more = parse(text).context("--config-yaml")?;
+        // A protobuf message that is read into another is merged as Envoy merges the two.
+        message
+            .merge(more.encode_to_vec().as_slice())
+            .context("--config-yaml")?;
+    }
     let bootstrap =
         Bootstrap::compile(&message).map_err(|rejection| anyhow!("{file}: {rejection}"))?;
     for warning in &bootstrap.warnings {
@@ -53,7 +64,7 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
         .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
         .unwrap_or(1);
 
-    let options = ProxyOptions {
+    let mut options = ProxyOptions {
         node: bootstrap.node.clone(),
         workers,
         admin,
@@ -67,6 +78,9 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
         levels,
         ..ProxyOptions::default()
     };
+    if let Some(seconds) = args.envoy.drain_time_s {
+        options.drain_time = Duration::from_secs(seconds);
+    }
 
     let handle = Proxy::start(options).with_context(|| format!("{file}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -102,9 +116,12 @@ async fn ended(handle: &meltemi_proxy::ProxyHandle) {
 
 /// Reads a bootstrap in YAML or JSON.
 fn read(path: &Path) -> Result<proto::Bootstrap> {
-    let text = std::fs::read_to_string(path).context("cannot read the file")?;
+    parse(&std::fs::read_to_string(path).context("cannot read the file")?)
+}
+
+fn parse(text: &str) -> Result<proto::Bootstrap> {
     let value: serde_json::Value =
-        serde_saphyr::from_str(&text).map_err(|error| anyhow!("not YAML: {error}"))?;
+        serde_saphyr::from_str(text).map_err(|error| anyhow!("not YAML: {error}"))?;
     // The reflection data is large: drop it as soon as the file is parsed.
     Reflection::new()?
         .from_json(&value)
@@ -118,47 +135,13 @@ fn socket(address: &Address) -> Result<SocketAddr> {
     }
 }
 
-/// The client of the ADS server, which must be reachable in plaintext over TCP or a Unix socket.
+/// The client of the ADS server.
 fn server(ads: &Ads, bootstrap: &Bootstrap) -> Result<ClientConfig> {
     let cluster = bootstrap
         .clusters
         .iter()
-        .find(|cluster| cluster.value.name == ads.cluster);
+        .find(|cluster| cluster.value.name == ads.cluster)
+        .context("does not exist")?;
 
-    let cluster = &cluster.context("does not exist")?.value;
-    ensure!(
-        matches!(cluster.transport, UpstreamTransport::Plaintext),
-        "a transport_socket towards the server of configuration is not supported; use an agent or a Unix socket",
-    );
-
-    let server = match address(cluster).context("has no endpoint; it needs a load_assignment")? {
-        Address::Pipe(path) => format!("unix:{path}"),
-        Address::Socket(address) => format!("http://{address}"),
-        Address::Name(name, port) => format!("http://{name}:{port}"),
-        Address::Internal(name) => {
-            bail!("internal listener {name:?}: the endpoint must be a socket_address or a pipe")
-        }
-    };
-
-    let endpoint = Endpoint::from_shared(server)?.connect_timeout(cluster.connect_timeout);
-    let connector = move || {
-        let endpoint = endpoint.clone();
-        async move { Ok(Connection::from(endpoint.connect().await?)) }
-    };
-
-    let mut config = ClientConfig::new(connector, bootstrap.node.clone(), Vec::new());
-    if !ads.delta {
-        config.variant = Variant::Sotw;
-    }
-
-    Ok(config)
-}
-
-fn address(cluster: &Cluster) -> Option<&Address> {
-    match &cluster.discovery {
-        Discovery::Static(set) | Discovery::StrictDns(set, _) | Discovery::LogicalDns(set, _) => {
-            Some(&set.endpoints.first()?.address)
-        }
-        Discovery::Eds(_) | Discovery::OriginalDst(_) => None,
-    }
+    meltemi_proxy::client_of(&cluster.value, ads.delta, bootstrap.node.clone()).map_err(Error::msg)
 }

@@ -34,6 +34,8 @@ pub struct Stat {
     name: Cow<'static, str>,
     is_gauge: bool,
     value: u64,
+    /// Shown with `?usedonly` although it is 0: a number that was set, of which 0 is a meaning.
+    is_set: bool,
 }
 
 impl Stat {
@@ -93,6 +95,7 @@ impl Rows<'_> {
             name: name.into(),
             is_gauge: false,
             value,
+            is_set: false,
         });
     }
 
@@ -102,6 +105,18 @@ impl Rows<'_> {
             name: name.into(),
             is_gauge: true,
             value,
+            is_set: false,
+        });
+    }
+
+    /// A gauge of which 0 says something, as that of a state.
+    fn state(&mut self, name: &'static str, value: u64) {
+        self.0.push(Stat {
+            of: self.1.clone(),
+            name: name.into(),
+            is_gauge: true,
+            value,
+            is_set: true,
         });
     }
 
@@ -225,9 +240,15 @@ impl Rows<'_> {
     fn process(&mut self, published: &Published, status: &Status) {
         self.gauge("control_plane.connected_state", u64::from(status.connected));
         for (type_url, (taken, refused)) in &status.updates {
-            let short = meltemi_proto::type_url::short(type_url).to_lowercase();
-            self.counter(format!("{short}.update_success"), *taken);
-            self.counter(format!("{short}.update_rejected"), *refused);
+            let of = meltemi_proto::type_url::short(type_url).to_lowercase();
+            // Envoy counts these two where they are kept, which Istio's agent looks for.
+            let of = match of.as_str() {
+                "cds" => "cluster_manager.cds",
+                "lds" => "listener_manager.lds",
+                other => other,
+            };
+            self.counter(format!("{of}.update_success"), *taken);
+            self.counter(format!("{of}.update_rejected"), *refused);
         }
 
         self.gauge(
@@ -252,13 +273,17 @@ pub async fn stats(inspector: &Inspector, filter: Option<&Regex>, used: bool) ->
 
     process.gauge("server.uptime", common.since.elapsed().as_secs());
     process.gauge("server.live", u64::from(common.ready.load(Relaxed)));
+    process.state("server.state", common.state().number());
+    // The workers run before the first page is served.
+    process.state("listener_manager.workers_started", 1);
     process.gauge(
         "server.total_connections",
         u64::try_from(common.connections.get()).unwrap_or(0),
     );
 
     rows.retain(|stat| {
-        (!used || stat.value != 0) && filter.is_none_or(|filter| filter.is_match(&stat.full()))
+        (!used || stat.value != 0 || stat.is_set)
+            && filter.is_none_or(|filter| filter.is_match(&stat.full()))
     });
     rows.sort_by_cached_key(Stat::full);
 
@@ -384,6 +409,7 @@ mod tests {
             name: name.into(),
             is_gauge: false,
             value,
+            is_set: false,
         }
     }
 
