@@ -38,6 +38,10 @@ pub struct ConnInfo {
     /// The address that the peer connected to: the original destination if the listener restores
     /// it.
     pub local: SocketAddr,
+    /// `local` is where the client wanted to go before the connection was captured: another address
+    /// than the listener's own. Clusters of original destinations connect only there; to the
+    /// listener's own address the proxy would call itself without end.
+    pub captured: bool,
     /// The other end of the socket.
     pub direct_remote: SocketAddr,
     /// The client, as the PROXY protocol says; else the same as `direct_remote`.
@@ -59,6 +63,7 @@ impl ConnInfo {
         let remote = canonical_socket(remote);
         Self {
             local: canonical_socket(local),
+            captured: false,
             direct_remote: remote,
             remote,
             transport: TransportProtocol::RawBuffer,
@@ -66,6 +71,11 @@ impl ConnInfo {
             application_protocols: SmallVec::new(),
             tls: None,
         }
+    }
+
+    /// Where the client wanted to go, if the connection was captured.
+    pub fn original_destination(&self) -> Option<SocketAddr> {
+        self.captured.then_some(self.local)
     }
 
     /// The SPIFFE identity in the peer's certificate, without `spiffe://`, as Istio writes

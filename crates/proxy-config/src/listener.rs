@@ -3,6 +3,7 @@
 mod compile;
 mod network;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +58,13 @@ impl Listener {
     /// Every address, the first one first.
     pub fn addresses(&self) -> impl Iterator<Item = &Address> {
         std::iter::once(&self.address).chain(&self.additional_addresses)
+    }
+
+    /// Whether the address is one of the listener's own; an unspecified IP stands for any.
+    pub fn listens_on(&self, address: SocketAddr) -> bool {
+        self.addresses().filter_map(Address::socket).any(|own| {
+            own.port() == address.port() && (own.ip().is_unspecified() || own.ip() == address.ip())
+        })
     }
 }
 

@@ -83,6 +83,24 @@ struct Refusal {
     cause: Cause,
 }
 
+/// Where the client of a captured connection wanted to go; `None` if it dialled the listener itself.
+/// `own` is the address of the accepted socket.
+fn original_destination(
+    listener: &Listener,
+    stream: &TcpStream,
+    own: SocketAddr,
+) -> Option<SocketAddr> {
+    let restores = listener.filters.restores_original_dst() || listener.use_original_dst;
+    let redirected = restores
+        .then(|| meltemi_net::original_destination(stream))
+        .flatten()
+        // The kernel knows the destination of connections that it redirected nowhere as well.
+        .filter(|original| *original != own);
+
+    // TPROXY gives the accepted socket the address that the client dialled.
+    redirected.or_else(|| (listener.transparent && !listener.listens_on(own)).then_some(own))
+}
+
 async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: SocketAddr) {
     let published = worker.published();
     let Some(arrived) = published.snapshot.listener(name) else {
@@ -95,18 +113,17 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
         return;
     };
 
-    let Ok(mut local) = stream.local_addr() else {
+    let Ok(own) = stream.local_addr() else {
         return;
     };
-    if arrived.filters.restores_original_dst() || arrived.use_original_dst {
-        local = meltemi_net::original_destination(&stream).unwrap_or(local);
-    }
+    let original = original_destination(arrived, &stream, own);
     if let Some(keepalive) = &arrived.keepalive {
         // A connection without probes is still a connection.
         let _ = meltemi_net::socket::set_keepalive((&stream).into(), keepalive);
     }
 
-    let mut info = ConnInfo::plain(local, peer);
+    let mut info = ConnInfo::plain(original.unwrap_or(own), peer);
+    info.captured = original.is_some();
     let listener = published
         .snapshot
         .find_listener(arrived, info.local)

@@ -277,7 +277,7 @@ async fn connect(
             tried: &tried,
             attempts: 3,
             failed_priorities: &[],
-            original: Some(conn.info.local),
+            original: conn.info.original_destination(),
             now,
         });
         let Some((host, _)) = picked else {

@@ -89,7 +89,7 @@ fn pick(
         tried: retries.avoided(),
         attempts: policy.map_or(1, |policy| policy.host_selection_attempts),
         failed_priorities: retries.failed_priorities(),
-        original: Some(exchange.conn.info.local),
+        original: exchange.conn.info.original_destination(),
         now: epoch_ms(Instant::now()),
     })
 }

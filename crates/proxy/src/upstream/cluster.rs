@@ -74,7 +74,7 @@ pub struct PickRequest<'a> {
     pub attempts: u32,
     /// Priorities to leave out.
     pub failed_priorities: &'a [u32],
-    /// Where the connection was going.
+    /// Where the client of a captured connection wanted to go.
     pub original: Option<SocketAddr>,
     /// Milliseconds, as outlier records count them.
     pub now: u64,

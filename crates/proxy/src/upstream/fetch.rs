@@ -202,7 +202,7 @@ fn pick(
         tried: &[],
         attempts: 1,
         failed_priorities: &[],
-        original: downstream.map(|conn| conn.info.local),
+        original: downstream.and_then(|conn| conn.info.original_destination()),
         now: epoch_ms(Instant::now()),
     };
 

@@ -363,36 +363,48 @@ async fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
     );
 }
 
+/// A connection that nobody redirected has no original destination but the listener itself, which
+/// would call itself until its descriptors end. Envoy answers so as well.
 #[tokio::test]
-async fn an_original_destination_is_where_the_client_was_going() {
+async fn a_client_that_dials_the_listener_itself_has_no_original_destination() {
     use meltemi_proto::envoy::config::cluster::v3 as cluster;
 
-    let up = peers::echo("up").await;
     let mut passthrough = static_cluster("PassthroughCluster", &[]);
     passthrough.load_assignment = None;
     passthrough.cluster_discovery_type = Some(cluster::cluster::ClusterDiscoveryType::Type(
         cluster::cluster::DiscoveryType::OriginalDst as i32,
     ));
     passthrough.lb_policy = cluster::cluster::LbPolicy::ClusterProvided as i32;
-    passthrough.lb_config = Some(cluster::cluster::LbConfig::OriginalDstLbConfig(
-        cluster::cluster::OriginalDstLbConfig {
-            upstream_port_override: Some(meltemi_proto::google::protobuf::UInt32Value {
-                value: up.port().into(),
-            }),
+
+    let restoring = |mut listener: proto::Listener| {
+        listener.listener_filters = vec![proto::ListenerFilter {
+            name: "envoy.filters.listener.original_dst".into(),
+            config_type: Some(proto::listener_filter::ConfigType::TypedConfig(pack(
+                &meltemi_proto::envoy::extensions::filters::listener::original_dst::v3::OriginalDst::default(),
+            ))),
             ..Default::default()
-        },
-    ));
+        }];
+        listener
+    };
+    let away = || table("r", vec![forward("/", "PassthroughCluster")]);
+    let running = Running::with(
+        vec![passthrough],
+        vec![
+            listener("http", vec![http_chain(&manager(inline(away())))]),
+            restoring(listener(
+                "restored",
+                vec![http_chain(&manager(inline(away())))],
+            )),
+            restoring(listener("tcp", vec![tcp_chain("PassthroughCluster")])),
+        ],
+    )
+    .await;
 
-    let mut outbound = listener("in", vec![tcp_chain("PassthroughCluster")]);
-    outbound.listener_filters = vec![proto::ListenerFilter {
-        name: "envoy.filters.listener.original_dst".into(),
-        config_type: Some(proto::listener_filter::ConfigType::TypedConfig(pack(
-            &meltemi_proto::envoy::extensions::filters::listener::original_dst::v3::OriginalDst::default(),
-        ))),
-        ..Default::default()
-    }];
-
-    let running = Running::with(vec![passthrough], vec![outbound]).await;
-    let (head, _) = peers::get(running.at("in").await, "/").await;
-    assert!(head.contains("x-name: up"), "{head}");
+    for name in ["http", "restored"] {
+        let (head, body) = peers::get(running.at(name).await, "/").await;
+        assert!(head.starts_with("HTTP/1.1 503 "), "{name}: {head}");
+        assert_eq!(body, "no healthy upstream", "{name}");
+    }
+    let mut client = peers::Client::connect(running.at("tcp").await).await;
+    assert!(client.closed().await, "tcp");
 }
