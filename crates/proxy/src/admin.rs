@@ -145,11 +145,12 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
         "/" | "/help" => text(pages::HELP),
         "/ready" => match common.state() {
             ServerState::Live => text("LIVE\n"),
-            state => page(
-                StatusCode::SERVICE_UNAVAILABLE,
-                TEXT,
-                format!("{}\n", state.name()),
-            ),
+            state => {
+                let reasons = inspector.not_ready().await;
+                let lines = std::iter::once(state.name().to_owned()).chain(reasons);
+                let text: String = lines.map(|line| line + "\n").collect();
+                page(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+            }
         },
         "/stats/prometheus" | "/metrics" => {
             page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(common))

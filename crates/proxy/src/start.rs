@@ -380,11 +380,14 @@ impl ProxyHandle {
         &self.admin
     }
 
-    /// What still waits for endpoints, routes or secrets: type and name.
-    pub async fn warming(&self) -> Vec<(&'static str, Arc<str>)> {
-        look(&self.requests, |state, _, _| state.warming())
-            .await
-            .unwrap_or_default()
+    /// Why the proxy is not ready yet, one line for each listener and cluster.
+    pub async fn not_ready(&self) -> Vec<String> {
+        let secrets = self.common.secrets.clone();
+        look(&self.requests, move |state, _, _| {
+            state.not_ready(|name| secrets.get(name).is_some())
+        })
+        .await
+        .unwrap_or_default()
     }
 
     /// How it stands with its server.

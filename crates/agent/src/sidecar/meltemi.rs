@@ -88,16 +88,10 @@ impl EmbeddedProxy for Meltemi {
             if proxy.is_ready() {
                 return Ok(());
             }
-            let waiting: Vec<String> = proxy
-                .warming()
-                .await
-                .iter()
-                .map(|(url, name)| format!("{} {name}", meltemi_proto::type_url::short(url)))
-                .collect();
-
-            Err(match waiting.is_empty() {
+            let reasons = proxy.not_ready().await;
+            Err(match reasons.is_empty() {
                 true => "the proxy waits for its first configuration".to_owned(),
-                false => format!("the proxy waits for {}", waiting.join(", ")),
+                false => reasons.join("; "),
             })
         })
     }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::pages::time;
 use super::query::Query;
 use crate::control::inspect::Inspector;
-use crate::control::state::{Origin, Received};
+use crate::control::state::{Origin, Received, Refused, Versions};
 
 /// The dump. Endpoints only with `include_eds`; `resource=` picks one list, `name_regex=` resources
 /// by their names.
@@ -15,16 +15,7 @@ pub async fn config(inspector: &Inspector, query: &Query<'_>) -> Result<Value, S
     let with_endpoints = query.has("include_eds");
     let wanted = query.get("resource");
     let names = query.regex("name_regex")?;
-    let all: Vec<(&'static str, Vec<Received>)> = inspector
-        .look(|state, _, _| {
-            state
-                .received()
-                .into_iter()
-                .map(|(url, list)| (url, list.into_iter().cloned().collect()))
-                .collect()
-        })
-        .await
-        .unwrap_or_default();
+    let all = inspector.look(|state, _, _| state.versions()).await;
 
     let shown = tokio::task::spawn_blocking(move || {
         // Large and rarely wanted: made for one dump and dropped after it.
@@ -37,12 +28,12 @@ pub async fn config(inspector: &Inspector, query: &Query<'_>) -> Result<Value, S
         };
 
         let mut configs = Vec::new();
-        for (type_url, mut list) in all {
+        for (type_url, mut list) in all.unwrap_or_default() {
             if type_url == ENDPOINT && !with_endpoints {
                 continue;
             }
             if let Some(names) = &names {
-                list.retain(|received| names.is_match(&received.name));
+                list.retain(|versions| names.is_match(&versions.name));
             }
             configs.push(one_type(&reflection, type_url, &list));
         }
@@ -68,70 +59,143 @@ pub async fn config(inspector: &Inspector, query: &Query<'_>) -> Result<Value, S
     })
 }
 
-fn one_type(reflection: &Reflection, type_url: &str, list: &[Received]) -> Value {
-    let (dump, key, fixed, dynamic) = match type_url {
-        CLUSTER => (
-            "ClustersConfigDump",
-            "cluster",
-            "static_clusters",
-            "dynamic_active_clusters",
-        ),
-        LISTENER => (
-            "ListenersConfigDump",
-            "listener",
-            "static_listeners",
-            "dynamic_listeners",
-        ),
-        ROUTE => (
-            "RoutesConfigDump",
-            "route_config",
-            "static_route_configs",
-            "dynamic_route_configs",
-        ),
-        _ => (
-            "EndpointsConfigDump",
-            "endpoint_config",
-            "static_endpoint_configs",
-            "dynamic_endpoint_configs",
-        ),
+/// How Envoy shows the resources of one type. Source: Envoy `admin.v3` `*ConfigDump`.
+struct Shape {
+    dump: &'static str,
+    /// The field of the resource itself.
+    key: &'static str,
+    /// The lists of static resources, of those that serve and of those that wait.
+    fixed: &'static str,
+    active: &'static str,
+    warming: &'static str,
+}
+
+const CLUSTERS: Shape = Shape {
+    dump: "ClustersConfigDump",
+    key: "cluster",
+    fixed: "static_clusters",
+    active: "dynamic_active_clusters",
+    warming: "dynamic_warming_clusters",
+};
+const LISTENERS: Shape = Shape {
+    dump: "ListenersConfigDump",
+    key: "listener",
+    fixed: "static_listeners",
+    active: "dynamic_listeners",
+    warming: "dynamic_listeners",
+};
+const ROUTES: Shape = Shape {
+    dump: "RoutesConfigDump",
+    key: "route_config",
+    fixed: "static_route_configs",
+    active: "dynamic_route_configs",
+    warming: "dynamic_route_configs",
+};
+const ENDPOINTS: Shape = Shape {
+    dump: "EndpointsConfigDump",
+    key: "endpoint_config",
+    fixed: "static_endpoint_configs",
+    active: "dynamic_endpoint_configs",
+    warming: "dynamic_endpoint_configs",
+};
+
+fn one_type(reflection: &Reflection, type_url: &str, list: &[Versions]) -> Value {
+    let shape = match type_url {
+        CLUSTER => CLUSTERS,
+        LISTENER => LISTENERS,
+        ROUTE => ROUTES,
+        _ => ENDPOINTS,
     };
 
-    let show = |received: &Received| {
-        let mut entry = Map::new();
-        if !received.version.is_empty() {
-            entry.insert("version_info".to_owned(), json!(received.version));
+    let mut dump = Map::new();
+    dump.insert(
+        "@type".to_owned(),
+        json!(format!("type.googleapis.com/envoy.admin.v3.{}", shape.dump)),
+    );
+    for field in [shape.fixed, shape.active, shape.warming] {
+        dump.insert(field.to_owned(), json!([]));
+    }
+    let mut add = |field: &str, entry: Map<String, Value>| {
+        if let Some(Value::Array(entries)) = dump.get_mut(field) {
+            entries.push(Value::Object(entry));
         }
-        entry.insert(key.to_owned(), reflection.to_json(&received.any));
-        entry.insert("last_updated".to_owned(), json!(time(received.at)));
-        let mut entry = Value::Object(entry);
-        if type_url == LISTENER && received.origin == Origin::Dynamic {
-            entry = json!({ "name": &*received.name, "active_state": entry });
-        }
-        if let Value::Object(entry) = &mut entry {
-            if let Some(reason) = &received.refused {
-                entry.insert("error_state".to_owned(), json!({ "details": reason }));
+    };
+
+    for versions in list {
+        let shown = |received: &Received| show(reflection, shape.key, received);
+        let error = versions
+            .refused
+            .as_ref()
+            .map(|refused| error_state(reflection, refused));
+        let accepted = versions.active.as_ref().or(versions.warming.as_ref());
+        let origin = accepted.map_or(Origin::Dynamic, |received| received.origin);
+
+        match (origin, &versions.active, &versions.warming) {
+            (Origin::Static, active, warming) => {
+                for received in active.iter().chain(warming) {
+                    add(shape.fixed, shown(received));
+                }
             }
-            if !received.warnings.is_empty() {
-                let warnings: Vec<String> =
-                    received.warnings.iter().map(ToString::to_string).collect();
-                entry.insert("not_honoured".to_owned(), json!(warnings));
+            // All versions of a listener stand in one entry.
+            (Origin::Dynamic, active, warming) if type_url == LISTENER => {
+                let mut entry = Map::from_iter([("name".to_owned(), json!(&*versions.name))]);
+                for (state, received) in [("active_state", active), ("warming_state", warming)] {
+                    if let Some(received) = received {
+                        entry.insert(state.to_owned(), Value::Object(shown(received)));
+                    }
+                }
+                entry.extend(error.map(|error| ("error_state".to_owned(), error)));
+                add(shape.active, entry);
+            }
+            (Origin::Dynamic, active, warming) => {
+                let states = [(shape.active, active), (shape.warming, warming)];
+                let mut entries: Vec<_> = states
+                    .into_iter()
+                    .filter_map(|(field, received)| Some((field, shown(received.as_ref()?))))
+                    .collect();
+                if entries.is_empty() {
+                    let name = Map::from_iter([("name".to_owned(), json!(&*versions.name))]);
+                    entries.push((
+                        shape.warming,
+                        Map::from_iter([(shape.key.to_owned(), Value::Object(name))]),
+                    ));
+                }
+                if let (Some((_, entry)), Some(error)) = (entries.first_mut(), error) {
+                    entry.insert("error_state".to_owned(), error);
+                }
+                for (field, entry) in entries {
+                    add(field, entry);
+                }
             }
         }
+    }
 
-        entry
-    };
+    Value::Object(dump)
+}
 
-    let of = |origin: Origin| {
-        list.iter()
-            .filter(|received| received.origin == origin)
-            .map(show)
-            .collect::<Vec<_>>()
-    };
+/// A version that was accepted.
+fn show(reflection: &Reflection, key: &str, received: &Received) -> Map<String, Value> {
+    let mut entry = Map::new();
+    if !received.version.is_empty() {
+        entry.insert("version_info".to_owned(), json!(received.version));
+    }
+    entry.insert(key.to_owned(), reflection.to_json(&received.any));
+    entry.insert("last_updated".to_owned(), json!(time(received.at)));
+    if !received.warnings.is_empty() {
+        let warnings: Vec<String> = received.warnings.iter().map(ToString::to_string).collect();
+        entry.insert("not_honoured".to_owned(), json!(warnings));
+    }
 
+    entry
+}
+
+/// A version that was refused. Source: Envoy `admin.v3.UpdateFailureState`.
+fn error_state(reflection: &Reflection, refused: &Refused) -> Value {
     json!({
-        "@type": format!("type.googleapis.com/envoy.admin.v3.{dump}"),
-        fixed: of(Origin::Static),
-        dynamic: of(Origin::Dynamic),
+        "failed_configuration": reflection.to_json(&refused.any),
+        "last_update_attempt": time(refused.at),
+        "details": refused.reason,
+        "version_info": refused.version,
     })
 }
 

@@ -33,6 +33,14 @@ impl Inspector {
         self::look(&self.requests, look).await
     }
 
+    /// Why the proxy is not ready yet, one line for each listener and cluster.
+    pub async fn not_ready(&self) -> Vec<String> {
+        let secrets = self.common.secrets.clone();
+        let reasons =
+            self.look(move |state, _, _| state.not_ready(|name| secrets.get(name).is_some()));
+        reasons.await.unwrap_or_default()
+    }
+
     /// The listeners that serve, and the addresses that lead to them.
     pub async fn listeners(&self) -> Vec<(Arc<str>, Vec<Address>)> {
         let (answer, receiver) = oneshot::channel();

@@ -42,19 +42,86 @@ pub struct Received {
     pub origin: Origin,
     /// The parts of it that have no effect.
     pub warnings: Vec<Warning>,
-    /// Why a newer version was refused, if one was.
-    pub refused: Option<String>,
+}
+
+/// A version of a resource that was refused, for `/config_dump`.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    /// Its version, as the server calls it.
+    pub version: String,
+    /// The packed message.
+    pub any: Any,
+    /// When it arrived.
+    pub at: SystemTime,
+    /// Why it was refused.
+    pub reason: String,
+}
+
+/// The versions of a resource that are known, for `/config_dump`.
+#[derive(Debug, Clone)]
+pub struct Versions {
+    pub name: Arc<str>,
+    /// The version that serves.
+    pub active: Option<Received>,
+    /// The version that will serve once everything that it needs has arrived.
+    pub warming: Option<Received>,
+    /// The newest version, if it was refused.
+    pub refused: Option<Refused>,
+}
+
+/// A version that was accepted.
+#[derive(Debug)]
+pub(super) struct Version<T> {
+    pub value: Arc<T>,
+    pub received: Received,
 }
 
 /// One resource.
 #[derive(Debug)]
 pub(super) struct Slot<T> {
     /// The version that serves.
-    pub active: Option<Arc<T>>,
+    pub active: Option<Version<T>>,
     /// The version that will serve in its place once everything that it needs has arrived.
-    pub warming: Option<Arc<T>>,
-    /// The newest version.
-    pub received: Received,
+    pub warming: Option<Version<T>>,
+    /// The newest version, if it was refused.
+    pub refused: Option<Refused>,
+}
+
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self {
+            active: None,
+            warming: None,
+            refused: None,
+        }
+    }
+}
+
+impl<T> Slot<T> {
+    /// Where the resource comes from.
+    pub fn origin(&self) -> Origin {
+        let accepted = self.warming.as_ref().or(self.active.as_ref());
+        accepted.map_or(Origin::Dynamic, |version| version.received.origin)
+    }
+
+    /// Lets the version that waits serve.
+    pub fn activate(&mut self) {
+        self.active = self.warming.take();
+    }
+
+    /// The versions, for dumps.
+    pub fn versions(&self, name: &Arc<str>) -> Versions {
+        let received = |version: &Option<Version<T>>| {
+            let version = version.as_ref()?;
+            Some(version.received.clone())
+        };
+        Versions {
+            name: name.clone(),
+            active: received(&self.active),
+            warming: received(&self.warming),
+            refused: self.refused.clone(),
+        }
+    }
 }
 
 /// The resources of one type, by name.
@@ -72,41 +139,42 @@ pub(super) fn set<T>(
     compiled: Result<(Arc<T>, Vec<Warning>), String>,
     equal: impl Fn(&T, &T) -> bool,
 ) -> Result<usize, String> {
+    let slot = slots.entry(sent.name.into()).or_default();
     let (value, warnings) = match compiled {
         Ok(compiled) => compiled,
         Err(reason) => {
-            if let Some(slot) = slots.get_mut(sent.name) {
-                slot.received.refused = Some(reason.clone());
-            }
+            slot.refused = Some(refused(sent, &reason));
             return Err(reason);
         }
     };
 
-    let count = warnings.len();
-    let received = received(sent, warnings);
-    let Some(slot) = slots.get_mut(sent.name) else {
-        let slot = Slot {
-            active: None,
-            warming: Some(value),
-            received,
-        };
-        slots.insert(sent.name.into(), slot);
-        return Ok(count);
-    };
-
     // Dynamic resources never replace static ones.
-    if slot.received.origin == Origin::Static && sent.origin == Origin::Dynamic {
+    if slot.origin() == Origin::Static && sent.origin == Origin::Dynamic {
         return Ok(0);
     }
 
-    let is_active = slot
-        .active
-        .as_ref()
-        .is_some_and(|active| Arc::ptr_eq(active, &value) || equal(active, &value));
-    slot.warming = (!is_active).then_some(value);
-    slot.received = received;
+    let count = warnings.len();
+    let received = received(sent, warnings);
+    slot.refused = None;
+    match &mut slot.active {
+        Some(active) if Arc::ptr_eq(&active.value, &value) || equal(&active.value, &value) => {
+            active.received = received;
+            slot.warming = None;
+        }
+        _ => slot.warming = Some(Version { value, received }),
+    }
 
     Ok(count)
+}
+
+/// A version that did not compile, as it has just arrived.
+pub(super) fn refused(sent: Sent<'_>, reason: &str) -> Refused {
+    Refused {
+        version: sent.version.to_owned(),
+        any: sent.any.clone(),
+        at: SystemTime::now(),
+        reason: reason.to_owned(),
+    }
 }
 
 /// A resource as it has just arrived.
@@ -128,25 +196,34 @@ pub(super) fn received(sent: Sent<'_>, warnings: Vec<Warning>) -> Received {
         at: SystemTime::now(),
         origin,
         warnings,
-        refused: None,
     }
 }
 
 /// The newest version of each resource, whether it serves or waits.
 pub(super) fn newest<T>(slots: &Slots<T>) -> impl Iterator<Item = &Arc<T>> {
-    slots
+    let newest = slots
         .values()
-        .filter_map(|slot| slot.warming.as_ref().or(slot.active.as_ref()))
+        .filter_map(|slot| slot.warming.as_ref().or(slot.active.as_ref()));
+    newest.map(|version| &version.value)
 }
 
 /// The versions that serve and those that wait: both need the resources that they name.
 pub(super) fn used<T>(slots: &Slots<T>) -> impl Iterator<Item = &Arc<T>> {
-    slots
+    let used = slots
         .values()
-        .flat_map(|slot| slot.warming.iter().chain(&slot.active))
+        .flat_map(|slot| slot.warming.iter().chain(&slot.active));
+    used.map(|version| &version.value)
 }
 
 /// The versions that serve.
 pub(super) fn actives<T>(slots: &Slots<T>) -> impl Iterator<Item = &Arc<T>> {
-    slots.values().filter_map(|slot| slot.active.as_ref())
+    let actives = slots.values().filter_map(|slot| slot.active.as_ref());
+    actives.map(|version| &version.value)
+}
+
+/// The versions that wait, by the name of their resource.
+pub(super) fn waiting<T>(slots: &Slots<T>) -> impl Iterator<Item = (&Arc<str>, &Arc<T>)> {
+    slots
+        .iter()
+        .filter_map(|(name, slot)| Some((name, &slot.warming.as_ref()?.value)))
 }

@@ -19,8 +19,10 @@ use meltemi_proxy_config::tls::{CommonTls, SecretRef};
 use meltemi_proxy_config::{Compiler, ProxySnapshot, ServedCluster, SnapshotParts};
 
 use super::checks;
-pub use super::slots::{Origin, Received};
-use super::slots::{Sent, Slots, actives, newest, received, set, used};
+pub use super::slots::{Origin, Received, Refused, Versions};
+use super::slots::{
+    Sent, Slot, Slots, Version, actives, newest, received, refused, set, used, waiting,
+};
 use crate::published::{ClusterEntry, Drained, Published};
 use crate::upstream::live::{ClusterLive, Thresholds};
 use crate::upstream::outlier::Outlier;
@@ -31,7 +33,8 @@ pub struct State {
     compiler: Compiler,
     listeners: Slots<Listener>,
     clusters: Slots<Cluster>,
-    routes: BTreeMap<Arc<str>, (Arc<RouteTable>, Received)>,
+    /// Route tables serve as soon as they arrive.
+    routes: Slots<RouteTable>,
     endpoints: BTreeMap<Arc<str>, (Arc<EndpointSet>, Option<Received>)>,
     /// What names resolve to, by the cluster's address in memory, which it keeps for as long as it
     /// stands here.
@@ -169,17 +172,17 @@ impl State {
     }
 
     fn set_route(&mut self, sent: Sent<'_>) -> Result<usize, String> {
+        let slot = self.routes.entry(sent.name.into()).or_default();
         match self.compiler.route_from(sent.any) {
-            Ok((table, warnings)) => {
+            Ok((value, warnings)) => {
                 let count = warnings.len();
                 let received = received(sent, warnings);
-                self.routes.insert(received.name.clone(), (table, received));
+                slot.active = Some(Version { value, received });
+                slot.refused = None;
                 Ok(count)
             }
             Err(rejection) => {
-                if let Some((_, received)) = self.routes.get_mut(sent.name) {
-                    received.refused = Some(rejection.to_string());
-                }
+                slot.refused = Some(refused(sent, &rejection.to_string()));
                 Err(rejection.to_string())
             }
         }
@@ -207,39 +210,23 @@ impl State {
     }
 
     fn remove(&mut self, type_url: &str, name: &str) {
-        let is_dynamic = |origin| origin == Origin::Dynamic;
         match type_url {
-            CLUSTER
-                if self
-                    .clusters
-                    .get(name)
-                    .is_some_and(|slot| is_dynamic(slot.received.origin)) =>
-            {
-                self.clusters.remove(name);
-            }
-            LISTENER
-                if self
-                    .listeners
-                    .get(name)
-                    .is_some_and(|slot| is_dynamic(slot.received.origin)) =>
-            {
-                self.listeners.remove(name);
-            }
+            CLUSTER => remove_dynamic(&mut self.clusters, name),
+            LISTENER => remove_dynamic(&mut self.listeners, name),
             ROUTE => {
                 // A listener that still names this table answers 404 and does not wait for it.
-                if let Some((table, _)) = self.routes.get_mut(name) {
-                    *table = Arc::new(RouteTable::empty(name));
-                } else {
-                    let sent = Sent {
-                        name,
-                        version: "",
-                        any: &Any::default(),
-                        origin: Origin::Dynamic,
-                    };
-                    let empty = received(sent, Vec::new());
-                    self.routes
-                        .insert(name.into(), (Arc::new(RouteTable::empty(name)), empty));
-                }
+                let sent = Sent {
+                    name,
+                    version: "",
+                    any: &Any::default(),
+                    origin: Origin::Dynamic,
+                };
+                let slot = self.routes.entry(name.into()).or_default();
+                slot.refused = None;
+                slot.active = Some(Version {
+                    value: Arc::new(RouteTable::empty(name)),
+                    received: received(sent, Vec::new()),
+                });
             }
             ENDPOINT => {
                 // It does not exist: nobody need wait for it. Endpoints that were there stay, as
@@ -259,7 +246,7 @@ impl State {
             slot.warming
                 .iter()
                 .chain(&slot.active)
-                .any(|used| Arc::ptr_eq(used, cluster))
+                .any(|version| Arc::ptr_eq(&version.value, cluster))
         });
 
         if is_used
@@ -337,9 +324,8 @@ impl State {
         let endpoints = self.wanted_endpoints();
         self.endpoints.retain(|name, _| endpoints.contains(name));
         let routes = self.wanted_routes();
-        self.routes.retain(|name, (_, received)| {
-            received.origin == Origin::Static || routes.contains(name)
-        });
+        self.routes
+            .retain(|name, slot| slot.origin() == Origin::Static || routes.contains(name));
         let clusters: BTreeSet<usize> = used(&self.clusters)
             .map(|cluster| Arc::as_ptr(cluster).addr())
             .collect();
@@ -349,35 +335,20 @@ impl State {
 
     /// Puts the next generation together from everything that is warm.
     pub fn publish(&mut self, has_secret: impl Fn(&str) -> bool) -> Published {
-        for slot in self.clusters.values_mut() {
-            let ready = slot
-                .warming
-                .as_ref()
-                .is_some_and(|cluster| match &cluster.discovery {
-                    Discovery::Eds(name) => self.endpoints.contains_key(name),
-                    Discovery::StrictDns(..) | Discovery::LogicalDns(..) => {
-                        self.resolved.contains_key(&Arc::as_ptr(cluster).addr())
-                    }
-                    Discovery::Static(_) | Discovery::OriginalDst(_) => true,
-                });
-
-            if ready {
-                slot.active = slot.warming.take();
-            }
+        let warm: Vec<Arc<str>> = waiting(&self.clusters)
+            .filter(|(_, cluster)| self.cluster_awaits(cluster).is_none())
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in warm {
+            self.clusters.entry(name).and_modify(Slot::activate);
         }
 
-        for slot in self.listeners.values_mut() {
-            let ready = slot.warming.as_ref().is_some_and(|listener| {
-                tables(listener).all(|name| self.routes.contains_key(&name))
-                    && listener
-                        .chains
-                        .iter()
-                        .all(|chain| secrets_of(chain).all(|secret| has_secret(&secret.name)))
-            });
-
-            if ready {
-                slot.active = slot.warming.take();
-            }
+        let warm: Vec<Arc<str>> = waiting(&self.listeners)
+            .filter(|(_, listener)| self.listener_awaits(listener, &has_secret).is_none())
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in warm {
+            self.listeners.entry(name).and_modify(Slot::activate);
         }
 
         self.generation += 1;
@@ -394,7 +365,9 @@ impl State {
             routes: self
                 .routes
                 .iter()
-                .map(|(name, (table, _))| (name.clone(), table.clone()))
+                .filter_map(|(name, slot)| {
+                    Some((name.clone(), slot.active.as_ref()?.value.clone()))
+                })
                 .collect(),
         });
 
@@ -461,53 +434,113 @@ impl State {
         entries
     }
 
-    /// Whether nothing waits for anything.
+    /// What a cluster lacks before it can serve.
+    fn cluster_awaits(&self, cluster: &Arc<Cluster>) -> Option<String> {
+        let has_all = match &cluster.discovery {
+            Discovery::Eds(name) => self.endpoints.contains_key(name),
+            Discovery::StrictDns(..) | Discovery::LogicalDns(..) => {
+                self.resolved.contains_key(&Arc::as_ptr(cluster).addr())
+            }
+            Discovery::Static(_) | Discovery::OriginalDst(_) => true,
+        };
+
+        (!has_all).then(|| "endpoints".to_owned())
+    }
+
+    /// What a listener lacks before it can serve.
+    fn listener_awaits(
+        &self,
+        listener: &Listener,
+        has_secret: impl Fn(&str) -> bool,
+    ) -> Option<String> {
+        let has_table = |name: &Arc<str>| {
+            let slot = self.routes.get(name);
+            slot.is_some_and(|slot| slot.active.is_some())
+        };
+        let table = tables(listener).find(|name| !has_table(name));
+        if let Some(table) = table {
+            return Some(format!("routes {table:?}"));
+        }
+
+        let secret = listener
+            .chains
+            .iter()
+            .flat_map(|chain| secrets_of(chain))
+            .find(|secret| !has_secret(&secret.name))?;
+        Some(format!("secret {:?}", &*secret.name))
+    }
+
+    /// Whether every listener and cluster can serve some version of itself. A listener that was
+    /// refused from the start cannot, and a server that drops one that it sent so will make it so.
     pub fn is_warm(&self) -> bool {
-        self.clusters.values().all(|slot| slot.warming.is_none())
-            && self.listeners.values().all(|slot| slot.warming.is_none())
+        waiting(&self.clusters).next().is_none()
+            && waiting(&self.listeners).next().is_none()
+            && self.never_served().next().is_none()
     }
 
-    /// What still waits: type and name.
-    pub fn warming(&self) -> Vec<(&'static str, Arc<str>)> {
-        let clusters = self
-            .clusters
-            .iter()
-            .filter(|(_, slot)| slot.warming.is_some());
+    /// Why the proxy is not ready yet, one line for each listener and cluster.
+    pub fn not_ready(&self, has_secret: impl Fn(&str) -> bool) -> Vec<String> {
+        let line = |kind: &str, name: &str, awaited: Option<String>| {
+            let awaited = awaited.unwrap_or_else(|| "the next publication".to_owned());
+            format!("{kind} {name:?} waits for {awaited}")
+        };
+        let clusters = waiting(&self.clusters)
+            .map(|(name, cluster)| line("cluster", name, self.cluster_awaits(cluster)));
+        let listeners = waiting(&self.listeners).map(|(name, listener)| {
+            line(
+                "listener",
+                name,
+                self.listener_awaits(listener, &has_secret),
+            )
+        });
+        let refused = self
+            .never_served()
+            .map(|(name, refused)| format!("listener {name:?} was refused: {}", refused.reason));
 
-        let listeners = self
-            .listeners
-            .iter()
-            .filter(|(_, slot)| slot.warming.is_some());
-
-        clusters
-            .map(|(name, _)| ("cluster", name.clone()))
-            .chain(listeners.map(|(name, _)| ("listener", name.clone())))
-            .collect()
+        clusters.chain(listeners).chain(refused).collect()
     }
 
-    /// Everything that was received, by type, for dumps.
-    pub fn received(&self) -> Vec<(&'static str, Vec<&Received>)> {
+    /// Listeners of which every version was refused.
+    fn never_served(&self) -> impl Iterator<Item = (&Arc<str>, &Refused)> {
+        self.listeners
+            .iter()
+            .filter(|(_, slot)| slot.active.is_none() && slot.warming.is_none())
+            .filter_map(|(name, slot)| Some((name, slot.refused.as_ref()?)))
+    }
+
+    /// All versions of everything, by type, for dumps.
+    pub fn versions(&self) -> Vec<(&'static str, Vec<Versions>)> {
+        fn all<T>(slots: &Slots<T>) -> Vec<Versions> {
+            slots
+                .iter()
+                .map(|(name, slot)| slot.versions(name))
+                .collect()
+        }
+
+        let endpoints = self.endpoints.iter().filter_map(|(name, (_, received))| {
+            Some(Versions {
+                name: name.clone(),
+                active: Some(received.clone()?),
+                warming: None,
+                refused: None,
+            })
+        });
+
         vec![
-            (
-                CLUSTER,
-                self.clusters.values().map(|slot| &slot.received).collect(),
-            ),
-            (
-                LISTENER,
-                self.listeners.values().map(|slot| &slot.received).collect(),
-            ),
-            (
-                ROUTE,
-                self.routes.values().map(|(_, received)| received).collect(),
-            ),
-            (
-                ENDPOINT,
-                self.endpoints
-                    .values()
-                    .filter_map(|(_, received)| received.as_ref())
-                    .collect(),
-            ),
+            (CLUSTER, all(&self.clusters)),
+            (LISTENER, all(&self.listeners)),
+            (ROUTE, all(&self.routes)),
+            (ENDPOINT, endpoints.collect()),
         ]
+    }
+}
+
+fn remove_dynamic<T>(slots: &mut Slots<T>, name: &str) {
+    if slots
+        .get(name)
+        .is_some_and(|slot| slot.origin() == Origin::Dynamic)
+    {
+        slots.remove(name);
     }
 }
 

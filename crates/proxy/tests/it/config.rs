@@ -352,8 +352,8 @@ impl Running {
         }
 
         panic!(
-            "{name} does not listen; warming: {:?}",
-            self.handle.warming().await
+            "{name} does not listen: {:?}",
+            self.handle.not_ready().await
         );
     }
 }

@@ -21,6 +21,7 @@ mod metrics;
 mod peer_exchange;
 mod peers;
 mod pools;
+mod readiness;
 mod stats;
 mod streams;
 mod tcp;

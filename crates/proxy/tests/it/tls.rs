@@ -36,6 +36,17 @@ impl Authority {
     }
 
     pub fn identity_of(&self, name: SanType) -> Identity {
+        let (chain, key) = self.pems(name);
+        Identity::from_pem(chain.as_bytes(), key.as_bytes()).expect("own leaf")
+    }
+
+    /// The roots in PEM.
+    pub fn roots(&self) -> &str {
+        &self.pem
+    }
+
+    /// A certificate and its key in PEM.
+    pub fn pems(&self, name: SanType) -> (String, String) {
         let key = KeyPair::generate().expect("key");
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![name];
@@ -48,8 +59,7 @@ impl Authority {
         params.not_before = time::OffsetDateTime::now_utc() - time::Duration::hours(1);
         let certificate = params.signed_by(&key, &self.issuer).expect("leaf");
 
-        Identity::from_pem(certificate.pem().as_bytes(), key.serialize_pem().as_bytes())
-            .expect("own leaf")
+        (certificate.pem(), key.serialize_pem())
     }
 
     pub fn secrets(&self, spiffe: &str) -> SecretStore {
