@@ -38,6 +38,8 @@ pub struct Bootstrap {
     pub cds: bool,
     /// The parts that have no effect, of static resources too.
     pub warnings: Vec<Warning>,
+    /// The message that all of this was compiled from, for `/config_dump`.
+    pub message: Any,
 }
 
 /// The ADS stream.
@@ -136,6 +138,7 @@ impl Bootstrap {
             lds: discovery.lds,
             cds: discovery.cds,
             warnings,
+            message: meltemi_proto::pack(message),
         })
     }
 }

@@ -26,6 +26,8 @@ pub use upstream_http::{UpstreamHttp, UpstreamProtocol};
 pub struct Cluster {
     /// The resource's name.
     pub name: Arc<str>,
+    /// The name in statistics: `alt_stat_name`, or else the resource's. Clusters may share one.
+    pub stat_name: Arc<str>,
     /// How endpoints are found.
     pub discovery: Discovery,
     /// How an endpoint is chosen. The over-provisioning factor in it is unused: it comes with the

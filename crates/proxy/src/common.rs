@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use meltemi_filters::peer_metadata::LocalPeer;
 use meltemi_net::Binder;
+use meltemi_proto::Any;
 use meltemi_telemetry::{Gauge, Registry};
 use meltemi_tls::SecretStore;
 
@@ -30,6 +31,8 @@ pub struct Common {
     /// Who we are, as peers and metrics are told.
     pub local: LocalPeer,
     pub node_id: Arc<str>,
+    /// The bootstrap, for `/config_dump`. A proxy that another program starts has only a node in it.
+    pub bootstrap: Any,
     /// Open downstream connections.
     pub connections: Gauge,
     /// Start of the process's service.

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use meltemi_filters::http::ExtensionFactory;
 use meltemi_filters::peer_metadata::{LocalPeer, PeerInfo};
 use meltemi_net::{Binder, OsBinder};
-use meltemi_proto::Any;
+use meltemi_proto::envoy::config::bootstrap::v3 as proto;
 use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET};
+use meltemi_proto::{Any, pack};
 use meltemi_proxy_config::Compiler;
 use meltemi_proxy_config::bootstrap::Bootstrap;
 use meltemi_telemetry::Registry;
@@ -177,6 +178,13 @@ impl Proxy {
             None => None,
         };
 
+        let message = match &fixed {
+            Some((bootstrap, _)) => bootstrap.message.clone(),
+            None => pack(&proto::Bootstrap {
+                node: Some(node.clone()),
+                ..Default::default()
+            }),
+        };
         let info = node
             .metadata
             .as_ref()
@@ -195,6 +203,7 @@ impl Proxy {
                 info,
             },
             node_id: node.id.as_str().into(),
+            bootstrap: message,
             connections: Default::default(),
             since: Instant::now(),
             ready: AtomicBool::new(false),

@@ -18,6 +18,10 @@ impl Cluster {
 
         Ok(Self {
             name: message.name.as_str().into(),
+            stat_name: match message.alt_stat_name.as_str() {
+                "" => message.name.as_str().into(),
+                name => name.into(),
+            },
             discovery: Discovery::compile(message, scope)?,
             lb,
             hash_by_hostname,
@@ -65,7 +69,6 @@ fn check_fields(message: &proto::Cluster, scope: &mut Scope) -> Result<(), Rejec
     let proto::Cluster {
         transport_socket_matcher,
         name,
-        alt_stat_name,
         stats_matcher,
         per_connection_buffer_limit_bytes,
         per_connection_buffer_high_watermark_timeout,
@@ -110,6 +113,7 @@ fn check_fields(message: &proto::Cluster, scope: &mut Scope) -> Result<(), Rejec
         typed_extension_protocol_options: _,
         protocol_selection: _,
         // `Cluster` compiles these.
+        alt_stat_name: _,
         transport_socket_matches: _,
         connect_timeout: _,
         circuit_breakers: _,
@@ -132,7 +136,6 @@ fn check_fields(message: &proto::Cluster, scope: &mut Scope) -> Result<(), Rejec
     // EDS and outlier detection alone decide on health: no endpoint is probed.
     not_honoured!(
         scope,
-        alt_stat_name,
         stats_matcher,
         per_connection_buffer_limit_bytes,
         per_connection_buffer_high_watermark_timeout,

@@ -1,5 +1,8 @@
 //! `/config_dump`: the received resources by type, in the shape of Envoy's.
 
+use std::time::SystemTime;
+
+use meltemi_proto::Any;
 use meltemi_proto::json::Reflection;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
 use serde_json::{Map, Value, json};
@@ -16,8 +19,10 @@ pub async fn config(inspector: &Inspector, query: &Query<'_>) -> Result<Value, S
     let wanted = query.get("resource");
     let names = query.regex("name_regex")?;
     let all = inspector.look(|state, _, _| state.versions()).await;
+    let bootstrap = inspector.common.bootstrap.clone();
+    let since = SystemTime::now() - inspector.common.since.elapsed();
 
-    let shown = tokio::task::spawn_blocking(move || {
+    let dumped = tokio::task::spawn_blocking(move || {
         // Large and rarely wanted: made for one dump and dropped after it.
         let reflection = match Reflection::new() {
             Ok(reflection) => reflection,
@@ -27,7 +32,7 @@ pub async fn config(inspector: &Inspector, query: &Query<'_>) -> Result<Value, S
             }
         };
 
-        let mut configs = Vec::new();
+        let mut configs = vec![bootstrap_dump(&reflection, &bootstrap, since)];
         for (type_url, mut list) in all.unwrap_or_default() {
             if type_url == ENDPOINT && !with_endpoints {
                 continue;
@@ -41,7 +46,7 @@ pub async fn config(inspector: &Inspector, query: &Query<'_>) -> Result<Value, S
         configs
     });
 
-    let mut configs = shown.await.unwrap_or_default();
+    let mut configs = dumped.await.unwrap_or_default();
     configs.push(secrets(inspector));
 
     Ok(match wanted {
@@ -122,7 +127,7 @@ fn one_type(reflection: &Reflection, type_url: &str, list: &[Versions]) -> Value
     };
 
     for versions in list {
-        let shown = |received: &Received| show(reflection, shape.key, received);
+        let entry_of = |received: &Received| show(reflection, shape.key, received);
         let error = versions
             .refused
             .as_ref()
@@ -133,7 +138,7 @@ fn one_type(reflection: &Reflection, type_url: &str, list: &[Versions]) -> Value
         match (origin, &versions.active, &versions.warming) {
             (Origin::Static, active, warming) => {
                 for received in active.iter().chain(warming) {
-                    add(shape.fixed, shown(received));
+                    add(shape.fixed, entry_of(received));
                 }
             }
             // All versions of a listener stand in one entry.
@@ -141,7 +146,7 @@ fn one_type(reflection: &Reflection, type_url: &str, list: &[Versions]) -> Value
                 let mut entry = Map::from_iter([("name".to_owned(), json!(&*versions.name))]);
                 for (state, received) in [("active_state", active), ("warming_state", warming)] {
                     if let Some(received) = received {
-                        entry.insert(state.to_owned(), Value::Object(shown(received)));
+                        entry.insert(state.to_owned(), Value::Object(entry_of(received)));
                     }
                 }
                 entry.extend(error.map(|error| ("error_state".to_owned(), error)));
@@ -151,7 +156,7 @@ fn one_type(reflection: &Reflection, type_url: &str, list: &[Versions]) -> Value
                 let states = [(shape.active, active), (shape.warming, warming)];
                 let mut entries: Vec<_> = states
                     .into_iter()
-                    .filter_map(|(field, received)| Some((field, shown(received.as_ref()?))))
+                    .filter_map(|(field, received)| Some((field, entry_of(received.as_ref()?))))
                     .collect();
                 if entries.is_empty() {
                     let name = Map::from_iter([("name".to_owned(), json!(&*versions.name))]);
@@ -179,7 +184,7 @@ fn show(reflection: &Reflection, key: &str, received: &Received) -> Map<String, 
     if !received.version.is_empty() {
         entry.insert("version_info".to_owned(), json!(received.version));
     }
-    entry.insert(key.to_owned(), reflection.to_json(&received.any));
+    entry.insert(key.to_owned(), shown(reflection, &received.any));
     entry.insert("last_updated".to_owned(), json!(time(received.at)));
     if !received.warnings.is_empty() {
         let warnings: Vec<String> = received.warnings.iter().map(ToString::to_string).collect();
@@ -192,11 +197,66 @@ fn show(reflection: &Reflection, key: &str, received: &Received) -> Map<String, 
 /// A version that was refused. Source: Envoy `admin.v3.UpdateFailureState`.
 fn error_state(reflection: &Reflection, refused: &Refused) -> Value {
     json!({
-        "failed_configuration": reflection.to_json(&refused.any),
+        "failed_configuration": shown(reflection, &refused.any),
         "last_update_attempt": time(refused.at),
         "details": refused.reason,
         "version_info": refused.version,
     })
+}
+
+fn bootstrap_dump(reflection: &Reflection, bootstrap: &Any, since: SystemTime) -> Value {
+    json!({
+        "@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump",
+        "bootstrap": shown(reflection, bootstrap),
+        "last_updated": time(since),
+    })
+}
+
+/// A message without its secrets.
+fn shown(reflection: &Reflection, any: &Any) -> Value {
+    let mut json = reflection.to_json(any);
+    redact(&mut json);
+    json
+}
+
+/// Fields of Envoy's that hold secrets. Source: its annotation `udpa.annotations.sensitive`.
+const SECRET_FIELDS: [&str; 4] = ["private_key", "password", "keys", "secret"];
+
+/// Hides the inline data of secret fields, as Envoy does. What a file's name or a reference to
+/// another secret says stays.
+fn redact(json: &mut Value) {
+    match json {
+        Value::Array(values) => values.iter_mut().for_each(redact),
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value {
+                    Value::Object(source) if SECRET_FIELDS.contains(&name.as_str()) => {
+                        hide_inline(source);
+                    }
+                    Value::Array(sources) if SECRET_FIELDS.contains(&name.as_str()) => {
+                        let sources = sources.iter_mut().filter_map(Value::as_object_mut);
+                        sources.for_each(hide_inline);
+                    }
+                    _ => {}
+                }
+                redact(value);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn hide_inline(source: &mut Map<String, Value>) {
+    // Bytes are written in base64, so that readers of the dump can parse them.
+    let hidden = [
+        ("inline_string", "[redacted]"),
+        ("inline_bytes", "W3JlZGFjdGVkXQ=="),
+    ];
+    for (field, text) in hidden {
+        if let Some(value) = source.get_mut(field) {
+            *value = json!(text);
+        }
+    }
 }
 
 /// Names and certificates; keys are never shown.
@@ -235,4 +295,38 @@ fn secrets(inspector: &Inspector) -> Value {
         "@type": "type.googleapis.com/envoy.admin.v3.SecretsConfigDump",
         "dynamic_active_secrets": each.collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_the_configuration_are_hidden_and_file_names_are_not() {
+        let mut json = json!({
+            "tls_certificates": [{
+                "certificate_chain": { "inline_string": "public" },
+                "private_key": { "inline_string": "key" },
+                "password": { "inline_bytes": "a2V5" },
+            }],
+            "session_ticket_keys": { "keys": [{ "inline_bytes": "a2V5" }, { "filename": "f" }] },
+            "secret": "a name",
+        });
+        redact(&mut json);
+
+        assert_eq!(
+            json,
+            json!({
+                "tls_certificates": [{
+                    "certificate_chain": { "inline_string": "public" },
+                    "private_key": { "inline_string": "[redacted]" },
+                    "password": { "inline_bytes": "W3JlZGFjdGVkXQ==" },
+                }],
+                "session_ticket_keys": {
+                    "keys": [{ "inline_bytes": "W3JlZGFjdGVkXQ==" }, { "filename": "f" }],
+                },
+                "secret": "a name",
+            })
+        );
+    }
 }

@@ -55,14 +55,19 @@ impl Stat {
     fn family(&self) -> (String, Vec<(&'static str, String)>) {
         let (of, label) = match &self.of {
             Of::Process => ("", None),
-            Of::Cluster(name) => ("cluster_", Some(("cluster_name", name))),
-            Of::Http(prefix) => ("http_", Some(("http_conn_manager_prefix", prefix))),
-            Of::Listener(address) => ("listener_", Some(("listener_address", address))),
+            // Istio ends a cluster's name in statistics with a semicolon, which its rules for
+            // labels take away.
+            Of::Cluster(name) => {
+                let name = name.strip_suffix(';').unwrap_or(name);
+                ("cluster_", Some(("cluster_name", name)))
+            }
+            Of::Http(prefix) => ("http_", Some(("http_conn_manager_prefix", &**prefix))),
+            Of::Listener(address) => ("listener_", Some(("listener_address", &**address))),
         };
 
         let mut labels: Vec<_> = label
             .into_iter()
-            .map(|(label, value)| (label, value.to_string()))
+            .map(|(label, value)| (label, value.to_owned()))
             .collect();
 
         let mut name = self.name.clone().into_owned();
@@ -287,6 +292,15 @@ pub async fn stats(inspector: &Inspector, filter: Option<&Regex>, used: bool) ->
     });
     rows.sort_by_cached_key(Stat::full);
 
+    // Clusters that share a name in statistics count together.
+    rows.dedup_by(|next, kept| {
+        let is_same = next.of == kept.of && next.name == kept.name;
+        if is_same {
+            kept.value += next.value;
+        }
+        is_same
+    });
+
     rows
 }
 
@@ -295,7 +309,7 @@ fn gather(published: &Published, status: &Status, counts: &Copied) -> Vec<Stat> 
     let nothing = ClusterCounts::default();
     for (name, entry) in &published.clusters {
         let counts = counts.clusters.get(name).unwrap_or(&nothing);
-        Rows(&mut rows, Of::Cluster(name.clone())).cluster(entry, counts);
+        Rows(&mut rows, Of::Cluster(entry.cluster.stat_name.clone())).cluster(entry, counts);
     }
 
     for (prefix, counts) in &counts.http {

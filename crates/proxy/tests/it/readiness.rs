@@ -25,7 +25,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::config::*;
-use crate::peers::Client;
+use crate::stats::{administered, page};
 use crate::tls::{Authority, common, socket};
 use crate::xds::Server;
 
@@ -167,18 +167,11 @@ fn listeners(with_bad: bool) -> ResourceSet {
     set
 }
 
-async fn page(running: &Running, path: &str) -> (String, String) {
-    let mut client = Client::connect(running.handle.admin_addresses()[0]).await;
-    client
-        .ask(&format!("GET {path} HTTP/1.1\nhost: localhost\n\n"))
-        .await
-}
-
 /// Reads `/ready` until it says this.
 async fn ready_says(running: &Running, wanted: &[&str]) {
     let mut last = String::new();
     for _ in 0..500 {
-        last = page(running, "/ready").await.1;
+        last = page(running, "/ready").await;
         if wanted.iter().all(|wanted| last.contains(wanted)) {
             return;
         }
@@ -204,10 +197,9 @@ async fn readiness_waits_for_secrets_and_names_each_refused_listener() {
     let sds = Sds::start(&Authority::new(), opened).await;
     let server = Server::start(listeners(true)).await;
     let running = Running::start(ProxyOptions {
-        admin: Some(([127, 0, 0, 1], 0).into()),
         xds: Some(server.client()),
         bootstrap: Some(bootstrap(sds)),
-        ..Default::default()
+        ..administered()
     });
 
     let refused = "listener \"bad\" was refused: filter_chains[0]";
@@ -216,9 +208,7 @@ async fn readiness_waits_for_secrets_and_names_each_refused_listener() {
         &["INITIALIZING", refused, "listener \"tls\" waits for secret"],
     )
     .await;
-    let dump = page(&running, "/config_dump?resource=dynamic_listeners")
-        .await
-        .1;
+    let dump = page(&running, "/config_dump?resource=dynamic_listeners").await;
     assert!(
         dump.contains("error_state") && dump.contains("failed_configuration"),
         "{dump}"
@@ -232,9 +222,7 @@ async fn readiness_waits_for_secrets_and_names_each_refused_listener() {
     open.send_replace(true);
     running.at("tls").await;
     ready_says(&running, &["INITIALIZING", refused]).await;
-    let dump = page(&running, "/config_dump?resource=dynamic_listeners")
-        .await
-        .1;
+    let dump = page(&running, "/config_dump?resource=dynamic_listeners").await;
     assert!(dump.contains("active_state"), "{dump}");
 
     server

@@ -276,3 +276,35 @@ async fn statistics_come_in_three_formats_whole_or_in_part() {
         "{used}"
     );
 }
+
+#[tokio::test]
+async fn clusters_with_one_name_in_statistics_count_together() {
+    let up = peers::echo("up").await;
+    let named = |name: &str| cluster::Cluster {
+        alt_stat_name: "outbound|80||a.svc;".to_owned(),
+        ..static_cluster(name, &[up])
+    };
+    let table = table("r", vec![forward("/one", "one"), forward("/two", "two")]);
+    let running = Running::start(administered());
+    running
+        .apply(
+            vec![named("one"), named("two")],
+            vec![listener("in", vec![http_chain(&manager(inline(table)))])],
+        )
+        .await;
+    let at = running.at("in").await;
+    peers::get(at, "/one").await;
+    peers::get(at, "/two").await;
+
+    let text = page(&running, "/stats?filter=upstream_rq_total").await;
+    assert_eq!(text, "cluster.outbound|80||a.svc;.upstream_rq_total: 2\n");
+    let series = page(
+        &running,
+        "/stats?format=prometheus&filter=upstream_rq_total",
+    )
+    .await;
+    assert!(
+        series.contains("envoy_cluster_upstream_rq_total{cluster_name=\"outbound|80||a.svc\"} 2"),
+        "{series}"
+    );
+}

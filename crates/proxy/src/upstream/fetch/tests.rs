@@ -34,6 +34,7 @@ fn worker(at: SocketAddr, http2: bool, thresholds: Thresholds) -> Rc<Worker> {
         ready: AtomicBool::new(true),
         failed: AtomicBool::new(false),
         quit: AtomicBool::new(false),
+        bootstrap: Default::default(),
         drain_time: Duration::from_secs(5),
         levels: None,
         limited: Default::default(),
