@@ -185,11 +185,6 @@ impl Proxy {
                 ..Default::default()
             }),
         };
-        let info = node
-            .metadata
-            .as_ref()
-            .map(PeerInfo::from_struct)
-            .unwrap_or_default();
 
         let common = Arc::new(Common {
             mark,
@@ -197,11 +192,7 @@ impl Proxy {
             registry,
             logs,
             binder,
-            local: LocalPeer {
-                id: node.id.as_str().into(),
-                encoded: info.encode().into(),
-                info,
-            },
+            local: local_peer(&node),
             node_id: node.id.as_str().into(),
             bootstrap: message,
             connections: Default::default(),
@@ -262,6 +253,21 @@ impl Proxy {
             threads,
             admin,
         })
+    }
+}
+
+/// What the proxy tells peers of itself.
+fn local_peer(node: &Node) -> LocalPeer {
+    let info = node
+        .metadata
+        .as_ref()
+        .map(PeerInfo::from_struct)
+        .unwrap_or_default();
+
+    LocalPeer {
+        id: node.id.as_str().into(),
+        encoded: info.encode().into(),
+        info,
     }
 }
 

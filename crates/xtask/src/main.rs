@@ -40,7 +40,7 @@ fn main() -> Result<()> {
         "bench-poll" => bench::poll::run(rest),
         "dependencies" => dependencies::run(),
         "fuzz" => fuzz::run(rest),
-        "peers" => peers::set_up().map(|peers| println!("{peers:#?}")),
+        "peers" => peers::set_up_with_istio().map(|peers| println!("{peers:#?}")),
         "" | "help" | "-h" | "--help" => {
             print!("{USAGE}");
             Ok(())

@@ -4,6 +4,8 @@
 //! With root Debian's packages are installed; without, apt downloads them with what they need, and
 //! they are unpacked below `target/peers/debian` and found through `PATH` and `LD_LIBRARY_PATH`.
 
+mod istio;
+
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,12 +46,17 @@ pub struct Peers {
     pub python: PathBuf,
     /// Stock Envoy.
     pub envoy: PathBuf,
+    /// The folder of Istio's programs; `None` if they were not wanted or cannot be built here.
+    pub istio: Option<PathBuf>,
     debian: Debian,
 }
 
 impl Peers {
     /// Makes a command see the peers.
     pub fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        if let Some(istio) = &self.istio {
+            command.env("MELTEMI_ISTIO", istio);
+        }
         self.debian
             .apply(command)
             .env("MELTEMI_PYTHON", &self.python)
@@ -62,7 +69,19 @@ pub fn set_up() -> Result<Peers> {
     set_up_with(&[])
 }
 
-/// The same, with further Debian packages, each beside a program that proves it is there.
+/// The same, with Istio's control plane and agent. The tests that need them are skipped where they
+/// cannot be built.
+pub fn set_up_with_istio() -> Result<Peers> {
+    let mut peers = set_up()?;
+    match istio::set_up(&target().join("peers"), &peers.python) {
+        Ok(folder) => peers.istio = Some(folder),
+        Err(error) => eprintln!("warning: Istio cannot be built: {error:#}"),
+    }
+
+    Ok(peers)
+}
+
+/// The same as [`set_up`], with further Debian packages, each beside a program that proves it is there.
 pub fn set_up_with(further: &[(&str, &str)]) -> Result<Peers> {
     let home = target().join("peers");
     fs::create_dir_all(&home)?;
@@ -104,6 +123,7 @@ pub fn set_up_with(further: &[(&str, &str)]) -> Result<Peers> {
     Ok(Peers {
         python,
         envoy,
+        istio: None,
         debian,
     })
 }

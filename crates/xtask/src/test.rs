@@ -9,7 +9,7 @@ use crate::{peers, tidy};
 
 pub fn run(arguments: &[String]) -> Result<()> {
     tidy::run()?;
-    let peers = peers::set_up()?;
+    let peers = peers::set_up_with_istio()?;
     execute(cargo().args(["build", "--release", "--package", "meltemi"]))?;
     let skips = target().join("skipped-tests");
     let _ = fs::remove_file(&skips);

@@ -13,6 +13,7 @@ mod envoy;
 mod ext_authz;
 mod foreign;
 mod http;
+mod istio;
 mod lifecycle;
 mod machine;
 mod mesh;

@@ -115,6 +115,17 @@ pub fn envoy(test: &str) -> Option<PathBuf> {
     Some(envoy)
 }
 
+/// The folder of Istio's programs; `None` after a visible skip.
+pub fn istio(test: &str) -> Option<PathBuf> {
+    let below = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/peers/istio");
+    let folder = std::env::var_os("MELTEMI_ISTIO").map_or(below, PathBuf::from);
+    if !folder.join("pilot-agent").is_file() {
+        crate::skip(test, "there is no Istio (cargo xtask peers)");
+        return None;
+    }
+    Some(folder)
+}
+
 /// Where the variable says, else where `cargo xtask peers` puts it.
 fn place(variable: &str, program: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use meltemi_proto::Any;
 use meltemi_proto::json::Reflection;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
@@ -259,7 +261,7 @@ fn hide_inline(source: &mut Map<String, Value>) {
     }
 }
 
-/// Names and certificates; keys are never shown.
+/// Names and certificates, as bytes, which `istioctl` reads; keys are never shown.
 fn secrets(inspector: &Inspector) -> Value {
     let store = &inspector.common.secrets;
     let each = store.names().into_iter().filter_map(|name| {
@@ -275,7 +277,7 @@ fn secrets(inspector: &Inspector) -> Value {
             message.insert(
                 "tls_certificate".to_owned(),
                 json!({
-                    "certificate_chain": { "inline_string": identity.chain_pem() },
+                    "certificate_chain": { "inline_bytes": BASE64.encode(identity.chain_pem()) },
                     "private_key": { "inline_string": "[redacted]" },
                 }),
             );
@@ -284,7 +286,7 @@ fn secrets(inspector: &Inspector) -> Value {
         if let Some(trust) = &secret.trust {
             message.insert(
                 "validation_context".to_owned(),
-                json!({ "trusted_ca": { "inline_string": trust.to_pem() } }),
+                json!({ "trusted_ca": { "inline_bytes": BASE64.encode(trust.to_pem()) } }),
             );
         }
 
