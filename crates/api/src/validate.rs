@@ -8,6 +8,7 @@ mod destination_rule;
 mod extensions;
 mod gateway;
 mod kubernetes;
+mod metadata;
 pub(crate) mod provider;
 mod rules;
 mod security;
@@ -65,9 +66,10 @@ pub fn validate(object: &Object) -> Vec<Diagnostic> {
         | Spec::Other { .. } => {}
     }
 
-    report
+    metadata::check(object)
         .into_findings()
         .into_iter()
+        .chain(report.into_findings())
         .map(|finding| object.diagnostic(finding))
         .collect()
 }

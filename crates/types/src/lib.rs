@@ -6,6 +6,7 @@
 
 mod cidr;
 mod diagnostic;
+mod go_bool;
 mod grpc;
 mod host;
 mod keepalive;
@@ -16,6 +17,7 @@ mod spiffe;
 
 pub use cidr::{Cidr, CidrError};
 pub use diagnostic::{Diagnostic, ObjectRef, Position, Severity};
+pub use go_bool::parse_go_bool;
 pub use grpc::{GrpcCode, GrpcCodeError};
 pub use host::{is_dns_label, is_local_host};
 pub use keepalive::Keepalive;

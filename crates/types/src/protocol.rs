@@ -79,6 +79,16 @@ impl Protocol {
         }
     }
 
+    /// The protocol of the bytes that TLS of this protocol carries. Source: Istio
+    /// `Instance.AfterTLSTermination`.
+    pub fn after_tls_termination(self) -> Self {
+        match self {
+            Self::Https => Self::Http,
+            Self::Tls => Self::Tcp,
+            plain => plain,
+        }
+    }
+
     /// Whether requests of this protocol are routed one by one.
     pub fn is_http(self) -> bool {
         matches!(self, Self::Http | Self::Http2 | Self::Grpc | Self::GrpcWeb)

@@ -56,13 +56,7 @@ pub(super) fn check(spec: &AuthorizationPolicy, at: &mut Report) {
         });
     }
 
-    if rules.is_empty() && *action != AuthorizationAction::Allow {
-        at.warn(
-            DOUBTFUL,
-            format!("{} action without rules never matches", action.as_str()),
-            "add rules; `- {}` matches everything",
-        );
-    }
+    check_has_rules(*action, rules, at);
 
     if rules.len() > 512 {
         at.field("rules", |at| {
@@ -74,7 +68,87 @@ pub(super) fn check(spec: &AuthorizationPolicy, at: &mut Report) {
         });
     }
 
-    at.each("rules", rules, check_rule);
+    at.each("rules", rules, |rule, at| {
+        check_rule(rule, at);
+        if *action == AuthorizationAction::Custom {
+            check_custom_rule(rule, at);
+        }
+    });
+}
+
+/// ALLOW without rules denies everything, which some write on purpose; without rules every other
+/// action never applies.
+fn check_has_rules(action: AuthorizationAction, rules: &[Rule], at: &mut Report) {
+    if !rules.is_empty() {
+        return;
+    }
+    let remedy = "add rules; `- {}` matches every request";
+    match action {
+        AuthorizationAction::Allow => {}
+        AuthorizationAction::Deny | AuthorizationAction::Custom => at.error(
+            MISSING,
+            format!(
+                "{} action without `rules` is meaningless as it will never be triggered",
+                action.as_str()
+            ),
+            remedy,
+        ),
+        AuthorizationAction::Audit => {
+            at.warn(DOUBTFUL, "AUDIT action without rules never matches", remedy)
+        }
+    }
+}
+
+/// Conditions on a caller's identity, which Istio refuses under CUSTOM.
+fn check_custom_rule(rule: &Rule, at: &mut Report) {
+    let unsupported = |what: &str, at: &mut Report| {
+        at.error(
+            CONFLICT,
+            format!("{what} is currently not supported with CUSTOM action"),
+            "select by ipBlocks, remoteIpBlocks and operations; let the authorizer decide by identity",
+        );
+    };
+
+    at.each("from", &rule.from, |from, at| {
+        let Some(source) = &from.source else { return };
+        at.field("source", |at| {
+            for (key, list) in identity_lists(source) {
+                if !list.is_empty() {
+                    at.field(key, |at| unsupported(key, at));
+                }
+            }
+        });
+    });
+
+    at.each("when", &rule.when, |condition, at| {
+        let key = condition.key.as_str();
+        let is_identity = matches!(
+            key,
+            "source.namespace"
+                | "source.serviceAccount"
+                | "source.trustDomain"
+                | "source.principal"
+        ) || key.starts_with("request.auth.");
+        if is_identity {
+            at.field("key", |at| unsupported(key, at));
+        }
+    });
+}
+
+/// The lists of a source that compare the caller's identity.
+fn identity_lists(source: &Source) -> [(&'static str, &Vec<String>); 10] {
+    [
+        ("principals", &source.principals),
+        ("notPrincipals", &source.not_principals),
+        ("requestPrincipals", &source.request_principals),
+        ("notRequestPrincipals", &source.not_request_principals),
+        ("namespaces", &source.namespaces),
+        ("notNamespaces", &source.not_namespaces),
+        ("serviceAccounts", &source.service_accounts),
+        ("notServiceAccounts", &source.not_service_accounts),
+        ("trustDomains", &source.trust_domains),
+        ("notTrustDomains", &source.not_trust_domains),
+    ]
 }
 
 fn check_rule(rule: &Rule, at: &mut Report) {

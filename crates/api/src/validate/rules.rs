@@ -436,12 +436,22 @@ fn check_target(target: &TargetReference, at: &mut Report) {
         );
 
         if !known {
-            at.warn(
-                DOUBTFUL,
-                format!("a policy cannot attach to {group}/{kind}"),
+            at.error(
+                INVALID,
+                format!("targetRef must be to one of Service, ServiceEntry, Gateway or GatewayClass, but was {}/{kind}", shorten(group)),
                 "use Gateway, GatewayClass, Service or ServiceEntry",
             );
         }
+    }
+
+    if name.is_empty() {
+        at.field("name", |at| {
+            at.error(
+                MISSING,
+                "targetRef name must be set",
+                "write the target's name",
+            )
+        });
     }
 
     if name.len() > 253 {

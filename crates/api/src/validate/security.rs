@@ -53,7 +53,13 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
         presence: _,
     } = rule;
 
-    if issuer.is_empty() {
+    if issuer.is_empty() && jwks_uri.is_empty() {
+        at.error(
+            MISSING,
+            "issuer or jwksUri must be non-empty string",
+            "add the issuer of the tokens",
+        );
+    } else if issuer.is_empty() {
         at.field("issuer", |at| {
             at.warn(
                 DOUBTFUL,

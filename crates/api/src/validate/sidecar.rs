@@ -6,8 +6,8 @@ use super::destination_rule::check_pool;
 use super::rules::*;
 use super::virtual_service::check_destination;
 use crate::networking::{
-    CaptureMode, IstioEgressListener, IstioIngressListener, Sidecar, SidecarOutboundTrafficMode,
-    SidecarPort,
+    CaptureMode, IstioEgressListener, IstioIngressListener, ServerTlsMode, ServerTlsSettings,
+    Sidecar, SidecarOutboundTrafficMode, SidecarPort,
 };
 use crate::schema::{Report, shorten};
 
@@ -157,8 +157,78 @@ fn check_ingress(listener: &IstioIngressListener, at: &mut Report) {
         });
     }
 
-    at.some("tls", tls, super::gateway::check_tls);
+    at.some("tls", tls, |tls, at| check_own_tls(tls, &port.protocol, at));
     at.some("connectionPool", connection_pool, check_pool);
+}
+
+/// A sidecar terminates TLS with certificates from files, and knows no other way.
+fn check_own_tls(tls: &ServerTlsSettings, protocol: &str, at: &mut Report) {
+    let from_files = "use serverCertificate and privateKey, files that the sidecar can read";
+    for (key, is_set, remedy) in [
+        (
+            "credentialName",
+            !tls.credential_name.is_empty(),
+            from_files,
+        ),
+        (
+            "credentialNames",
+            !tls.credential_names.is_empty(),
+            from_files,
+        ),
+        (
+            "tlsCertificates",
+            !tls.tls_certificates.is_empty(),
+            from_files,
+        ),
+        (
+            "subjectAltNames",
+            !tls.subject_alt_names.is_empty(),
+            "remove it; caCertificates says whom to trust",
+        ),
+        (
+            "httpsRedirect",
+            tls.https_redirect,
+            "remove it, or redirect with a VirtualService",
+        ),
+    ] {
+        if is_set {
+            at.field(key, |at| {
+                at.error(
+                    CONFLICT,
+                    format!("sidecar: {key} is not supported in ingress tls"),
+                    remedy,
+                );
+            });
+        }
+    }
+
+    if matches!(
+        tls.mode,
+        ServerTlsMode::IstioMutual | ServerTlsMode::AutoPassthrough
+    ) {
+        let message = format!(
+            "cannot set mode to {} in sidecar ingress tls",
+            tls.mode.as_str()
+        );
+        at.field("mode", |at| {
+            at.error(
+                CONFLICT,
+                message,
+                "use SIMPLE or MUTUAL; PeerAuthentication governs the mesh's own mutual TLS",
+            );
+        });
+    }
+
+    let is_tls = meltemi_types::Protocol::from_word(protocol).is_some_and(|known| known.is_tls());
+    if !is_tls {
+        at.error(
+            CONFLICT,
+            "server cannot have TLS settings for non HTTPS/TLS ports",
+            "write protocol HTTPS or TLS, or remove tls",
+        );
+    }
+
+    super::gateway::check_tls(tls, at);
 }
 
 fn check_default_endpoint(endpoint: &str, at: &mut Report) {

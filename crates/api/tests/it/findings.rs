@@ -4,7 +4,7 @@ use meltemi_api::{Kind, ObjectKey, Spec, parse, validate};
 use meltemi_types::{Diagnostic, Severity};
 
 /// Everything there is to say about a text.
-fn findings(text: &str) -> Vec<Diagnostic> {
+pub fn findings(text: &str) -> Vec<Diagnostic> {
     let parsed = parse("test.yaml", text);
     let mut all = parsed.diagnostics;
     all.extend(parsed.objects.iter().flat_map(validate));

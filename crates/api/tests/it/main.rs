@@ -3,6 +3,7 @@
 mod findings;
 mod fixtures;
 mod mutations;
+mod policies;
 mod samples;
 
 use std::path::PathBuf;

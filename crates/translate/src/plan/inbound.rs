@@ -66,10 +66,7 @@ fn of_services(view: &View<'_>, pool: Option<&ConnectionPool>, plan: &mut Plan) 
         view.snapshot
             .service_targets(&view.proxy.namespace, view.labels(), &view.proxy.ips);
     let mut served: Vec<Served> = Vec::new();
-    for target in targets
-        .iter()
-        .filter(|target| target.port.protocol != Protocol::Udp)
-    {
+    for target in targets.iter().filter(|target| !target.port.is_udp()) {
         if served
             .last()
             .is_some_and(|last| last.port == target.target_port)
@@ -121,7 +118,7 @@ fn of_ingress(
             bind: _,
             capture,
             default_endpoint,
-            tls,
+            tls: _,
             connection_pool,
         } = listener;
 
@@ -153,29 +150,27 @@ fn of_ingress(
             Some(IngressEndpoint::Unix(path)) => fixed(EndpointAddress::Pipe(path.clone())),
         };
 
+        let own_tls = own_tls(view, listener, sidecar, plan);
+
+        // The application is sent what the Sidecar's TLS has carried.
+        let protocol = match own_tls {
+            Some(_) => protocol.after_tls_termination(),
+            None => *protocol,
+        };
+
         let pool = connection_pool.as_ref().or(shared_pool);
         plan.clusters.push(application(
             view,
             &cluster,
-            *protocol,
+            protocol,
             discovery,
             Vec::new(),
             pool,
         ));
 
-        let own_tls = tls
-            .as_ref()
-            .filter(|tls| {
-                matches!(
-                    tls.mode,
-                    ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual
-                )
-            })
-            .map(|tls| gateway::downstream_tls(view, tls, protocol.is_http(), plan));
-
         served.push(Served {
             port: *port,
-            protocol: *protocol,
+            protocol,
             cluster,
             tls: own_tls,
         });
@@ -184,6 +179,42 @@ fn of_ingress(
     served.sort_by_key(|one| one.port);
 
     served
+}
+
+/// The TLS that a Sidecar's listener terminates itself. It counts only where the mesh's mutual TLS
+/// is switched off: otherwise any client could come without a certificate of the mesh.
+fn own_tls(
+    view: &View<'_>,
+    listener: &IngressListener,
+    sidecar: &Option<Arc<Sidecar>>,
+    plan: &mut Plan,
+) -> Option<DownstreamTls> {
+    let tls = listener.tls.as_ref().filter(|tls| {
+        matches!(
+            tls.mode,
+            ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual
+        )
+    })?;
+
+    if view.peer_authentication().of_port(listener.port) != MtlsMode::Disable {
+        if let Some(sidecar) = sidecar {
+            let message = format!(
+                "tls of port {} has no effect: a PeerAuthentication does not disable the mesh's mutual TLS on this port",
+                listener.port
+            );
+            plan.diagnostics.push(view.warning(
+                &sidecar.origin.object,
+                "MEL0506",
+                "spec.ingress",
+                &message,
+                "add a PeerAuthentication with portLevelMtls DISABLE for the port, or remove tls",
+            ));
+        }
+        return None;
+    }
+
+    let is_http = listener.protocol.after_tls_termination().is_http();
+    Some(gateway::downstream_tls(view, tls, is_http, plan))
 }
 
 fn fixed(address: EndpointAddress) -> Discovery {

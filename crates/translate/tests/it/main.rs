@@ -3,6 +3,7 @@
 mod authz;
 mod envoy;
 mod ext_authz;
+mod inbound;
 mod summary;
 mod touches;
 mod values;
@@ -247,7 +248,7 @@ fn the_same_world_gives_the_same_versions_and_builds_nothing_twice() {
 }
 
 #[test]
-fn one_weight_changes_one_table() {
+fn one_weight_changes_the_tables_of_its_host() {
     let memo = Memo::new();
     let versions = |text: &str| {
         let translated = translate(&snapshot_of(text), &front(), &memo);
@@ -274,7 +275,11 @@ fn one_weight_changes_one_table() {
         .map(|(name, _)| name.clone())
         .collect();
 
-    assert_eq!(changed, [format!("{} 9080", type_url::ROUTE)]);
+    // The host has no service on port 80, so its routes are there as well.
+    assert_eq!(
+        changed,
+        ["80", "9080"].map(|table| format!("{} {table}", type_url::ROUTE))
+    );
 }
 
 #[test]

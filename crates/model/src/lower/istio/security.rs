@@ -8,7 +8,7 @@ use crate::{
     AuthorizationPolicy, AuthzAction, AuthzCondition, AuthzOperation, AuthzRule, AuthzSource,
     MtlsMode, PeerAuthentication, PolicyTarget, RequestAuthentication, TargetRef, Values,
 };
-use meltemi_types::Selector;
+use meltemi_types::{Selector, parse_go_bool};
 
 pub(crate) fn lower_peer_authentication(
     object: &Object,
@@ -116,7 +116,8 @@ pub(crate) fn lower_authorization_policy(
             .meta
             .annotations
             .get("istio.io/dry-run")
-            .is_some_and(|value| value == "true"),
+            .and_then(|value| parse_go_bool(value))
+            .unwrap_or_default(),
     }
 }
 
