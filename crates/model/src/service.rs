@@ -39,7 +39,7 @@ pub struct Service {
     /// Set when `addresses` was allocated by us, so that it means something only to captured
     /// clients.
     pub is_address_allocated: bool,
-    /// In declaration order; UDP ports are kept and must be skipped by who builds listeners.
+    /// In declaration order. UDP ports are among them: the mesh names them, and captures none.
     pub ports: Vec<ServicePort>,
     /// How endpoints are found.
     pub resolution: Resolution,
@@ -73,9 +73,11 @@ impl Service {
         &self.key.namespace
     }
 
-    /// The port with this number.
+    /// The port for connections with this number; a UDP port may have the same number.
     pub fn port(&self, number: u16) -> Option<&ServicePort> {
-        self.ports.iter().find(|port| port.number == number)
+        self.ports
+            .iter()
+            .find(|port| port.number == number && !port.is_udp())
     }
 
     /// The first single address, if there is one.
@@ -117,6 +119,13 @@ pub struct ServicePort {
     pub target: TargetPort,
     /// The declared protocol.
     pub protocol: Protocol,
+}
+
+impl ServicePort {
+    /// Whether it takes datagrams, which the mesh neither captures nor routes.
+    pub fn is_udp(&self) -> bool {
+        self.protocol == Protocol::Udp
+    }
 }
 
 /// The workload's side of a service port.

@@ -76,9 +76,13 @@ impl EndpointTable {
             };
 
             let held = prev.and_then(|(prev, _)| prev.by_service.get(&service.key));
-            let ports: BTreeMap<u16, EndpointSet> = service
-                .ports
-                .iter()
+            // Of a TCP and a UDP port with one number, the endpoints are those of the TCP port, which
+            // comes last here.
+            let (datagrams, connections): (Vec<_>, Vec<_>) =
+                service.ports.iter().partition(|port| port.is_udp());
+            let ports: BTreeMap<u16, EndpointSet> = datagrams
+                .into_iter()
+                .chain(connections)
                 .map(|port| {
                     let listed = services
                         .listed

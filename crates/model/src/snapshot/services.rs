@@ -196,7 +196,12 @@ impl ServiceTable {
                 Some(first) => {
                     self.diagnostics.push(declared_twice(object, key, first));
                     let ports = lowered.service.ports.iter();
-                    let is_new = |port: &&ServicePort| first.port(port.number).is_none();
+                    let is_new = |port: &&ServicePort| {
+                        let same = |held: &ServicePort| {
+                            held.number == port.number && held.is_udp() == port.is_udp()
+                        };
+                        !first.ports.iter().any(same)
+                    };
                     let more: Vec<_> = ports.filter(is_new).cloned().collect();
                     first.ports.extend(more);
                 }

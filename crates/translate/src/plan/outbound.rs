@@ -56,11 +56,7 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
             .and_then(|listener| listener.port.as_ref());
 
         for service in &egress.services {
-            for port in service
-                .ports
-                .iter()
-                .filter(|port| port.protocol != Protocol::Udp)
-            {
+            for port in service.ports.iter().filter(|port| !port.is_udp()) {
                 let wanted = match only {
                     Some(only) => only.number == port.number,
                     None => !claimed.contains(&port.number),
