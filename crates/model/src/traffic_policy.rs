@@ -63,6 +63,11 @@ fn merge_policy(base: PolicySettings, over: &TrafficPolicy, port: u16) -> Policy
         merged.connection_pool = level.connection_pool.clone();
         merged.outlier = level.outlier.clone();
         merged.tls = level.tls.clone();
+
+        // Port-level settings have no such fields. Source: Istio `shadowCopyPortTrafficPolicy`.
+        merged.proxy_protocol = None;
+        merged.retry_budget = None;
+        merged.tunnel = None;
     }
 
     merged

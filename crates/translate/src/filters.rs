@@ -42,6 +42,8 @@ pub(crate) struct Abilities {
     pub network_ext_authz: bool,
     pub http_filter_state: bool,
     pub network_filter_state: bool,
+    /// `100 Continue` comes from the server, and is not the proxy's own answer.
+    pub proxies_continue: bool,
 }
 
 impl Abilities {
@@ -64,6 +66,8 @@ impl Abilities {
             network_ext_authz: proxy.has(authz::NETWORK_EXT_AUTHZ),
             http_filter_state: proxy.has("envoy.filters.http.set_filter_state"),
             network_filter_state: proxy.has("envoy.filters.network.set_filter_state"),
+            // Our own proxy answers 100 itself, and would warn of the field.
+            proxies_continue: !proxy.is_meltemi,
         }
     }
 }
@@ -142,7 +146,7 @@ fn manager_message(input: &HttpInput) -> hcm::HttpConnectionManager {
         direction,
         routes,
         authz: _,
-        abilities: _,
+        abilities,
         logs,
         is_grpc_web: _,
         paths,
@@ -150,6 +154,7 @@ fn manager_message(input: &HttpInput) -> hcm::HttpConnectionManager {
     } = input;
 
     let mut message = connection_manager(stat_prefix);
+    message.proxy_100_continue = abilities.proxies_continue;
     message.normalize_path = boolv(paths.normalize);
     message.merge_slashes = paths.merge_slashes;
     if paths.unescape_slashes {

@@ -201,7 +201,7 @@ fn route_message(input: &RouteInput) -> route::Route {
                 hash,
             } = default;
             let mut action = forward(cluster);
-            action.retry_policy = Some(action::default_retries(!hash.is_empty()));
+            action.retry_policy = Some(action::default_retries());
             action.hash_policy = hash.iter().map(action::hash_policy).collect();
             everything("default", action, operation)
         }

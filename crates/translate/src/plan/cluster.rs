@@ -1,6 +1,7 @@
 //! Clusters towards services, and the special ones.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use meltemi_model::{
     ConnectionPool, DestinationRule, LbPolicy, PolicySettings, Registry, Resolution, Service,
@@ -22,6 +23,10 @@ pub(crate) const BLACK_HOLE: &str = "BlackHoleCluster";
 pub(crate) const PASSTHROUGH: &str = "PassthroughCluster";
 pub(crate) const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
 
+/// How long a connection to an original destination stays open without a request. Source: Istio
+/// `passthroughHttpProtocolOptions`.
+const PASSTHROUGH_IDLE: Duration = Duration::from_secs(300);
+
 /// The source address by which an application, and the capture rules, know that its own proxy
 /// calls.
 pub(crate) fn inbound_source(ip: Option<&IpAddr>) -> IpAddr {
@@ -34,11 +39,7 @@ pub(crate) fn inbound_source(ip: Option<&IpAddr>) -> IpAddr {
 /// Every cluster that the proxy may call, with its endpoints.
 pub(super) fn plan_outbound(view: &View<'_>, plan: &mut Plan) {
     for service in view.services() {
-        for port in service
-            .ports
-            .iter()
-            .filter(|port| port.protocol != Protocol::Udp)
-        {
+        for port in service.ports.iter().filter(|port| !port.is_udp()) {
             if service.resolution == Resolution::DynamicDns {
                 plan.diagnostics.push(view.warning(
                     &service.origin.object,
@@ -64,9 +65,11 @@ pub(super) fn plan_outbound(view: &View<'_>, plan: &mut Plan) {
     if view.proxy.kind == ProxyKind::Sidecar {
         let mut passthrough = special(view, PASSTHROUGH, Discovery::OriginalDst);
         passthrough.http = UpstreamHttp::UseDownstream;
+        passthrough.policy.pool.http_idle_timeout = Some(PASSTHROUGH_IDLE);
         plan.clusters.push(passthrough);
         let mut inbound = special(view, INBOUND_PASSTHROUGH, Discovery::OriginalDst);
         inbound.http = UpstreamHttp::UseDownstream;
+        inbound.policy.pool.http_idle_timeout = Some(PASSTHROUGH_IDLE);
         inbound.bind_source = Some(inbound_source(view.proxy.ips.first()));
         plan.clusters.push(inbound);
     }

@@ -65,6 +65,54 @@ pub(super) fn service_table(
     }
 }
 
+/// A host of a VirtualService on one port.
+struct Claim<'a> {
+    host: &'a Hostname,
+    /// The place of the VirtualService in the list of those that apply.
+    by: usize,
+    /// The services that the host stands for, without those that a more specific host has taken.
+    services: Vec<&'a Arc<Service>>,
+    /// Whether it stands for any service, taken or not.
+    matches_service: bool,
+}
+
+/// The hosts of all VirtualServices, the most specific first, with the services of the port that
+/// each stands for.
+fn claims<'a>(
+    bound: &[(&'a Arc<VirtualService>, Vec<RouteInput>)],
+    here: &[&'a Arc<Service>],
+) -> Vec<Claim<'a>> {
+    let mut hosts: Vec<(&Hostname, usize)> = Vec::new();
+    for (by, (vs, _)) in bound.iter().enumerate() {
+        hosts.extend(vs.hosts.iter().map(|host| (host, by)));
+    }
+
+    // Stable: of equal hosts the first VirtualService stays first.
+    hosts.sort_by_key(|(host, _)| (host.is_wildcard(), std::cmp::Reverse(host.as_str().len())));
+
+    let mut taken = BTreeSet::new();
+    let mut claims = Vec::new();
+    for (host, by) in hosts {
+        let matched: Vec<_> = here
+            .iter()
+            .copied()
+            .filter(|service| service.host().is_within(host))
+            .collect();
+
+        claims.push(Claim {
+            host,
+            by,
+            matches_service: !matched.is_empty(),
+            services: matched
+                .into_iter()
+                .filter(|service| taken.insert(service.host().clone()))
+                .collect(),
+        });
+    }
+
+    claims
+}
+
 /// Virtual hosts of one table, each domain once.
 struct Hosts<'a, 'v> {
     view: &'a View<'v>,
@@ -87,36 +135,45 @@ impl<'a, 'v> Hosts<'a, 'v> {
 
     /// The most specific host of any VirtualService decides: exact names first, then the longer
     /// wildcard.
+    ///
+    /// A host that no service has is served on port 80, and on the ports of the services that the
+    /// same VirtualService names; a wildcard that matches a service stands for services alone.
+    /// Source: Istio `buildSidecarVirtualHostsForVirtualService`.
     fn add_virtual_services(&mut self, all: &[Arc<VirtualService>], services: &[Arc<Service>]) {
-        let mut claims = Vec::new();
+        let here: Vec<&Arc<Service>> = services
+            .iter()
+            .filter(|service| service.port(self.port).is_some())
+            .collect();
+
+        let mut bound = Vec::new();
         for vs in all.iter().filter(|vs| !vs.http.is_empty()) {
             let routes =
                 http_route::rules(self.view, vs, &self.view.mesh_context(self.port), false);
             if !routes.is_empty() {
-                claims.extend(vs.hosts.iter().map(|host| (host, routes.clone())));
+                bound.push((vs, routes));
             }
         }
 
-        // Stable: of equal hosts the first VirtualService stays first.
-        claims
-            .sort_by_key(|(host, _)| (host.is_wildcard(), std::cmp::Reverse(host.as_str().len())));
-
-        for (host, routes) in claims {
-            let covered: Vec<_> = services
+        let claims = claims(&bound, &here);
+        let mut serves_others = vec![self.port == 80; bound.len()];
+        for claim in &claims {
+            let is_http = claim
+                .services
                 .iter()
-                .filter(|service| service.host().is_within(host))
-                .collect();
+                .any(|service| self.serves_http(service));
+            serves_others[claim.by] |= is_http;
+        }
 
-            for service in covered
-                .iter()
-                .filter(|service| self.serves_http(service))
-                .collect::<Vec<_>>()
-            {
-                self.add(service.host(), Some(service), routes.clone());
+        for claim in claims {
+            let routes = &bound[claim.by].1;
+            for service in claim.services {
+                if self.serves_http(service) {
+                    self.add(service.host(), Some(service), routes.clone());
+                }
             }
 
-            if host.is_wildcard() || covered.is_empty() {
-                self.add(host, None, routes);
+            if !claim.matches_service && serves_others[claim.by] {
+                self.add(claim.host, None, routes.clone());
             }
         }
     }

@@ -210,20 +210,25 @@ fn apply_rewrite(action: &mut route::RouteAction, rewrite: &Rewrite) {
     }
 }
 
-/// Two retries where nothing reached the application. With a consistent hash, another host would
-/// break the affinity.
-pub(super) fn default_retries(is_hashed: bool) -> route::RetryPolicy {
+/// Two retries at other endpoints, where nothing reached the application.
+pub(super) fn default_retries() -> route::RetryPolicy {
     route::RetryPolicy {
         retry_on: RETRY_ON.to_owned(),
         num_retries: u32v(2),
         host_selection_retry_max_attempts: 5,
-        retry_host_predicate: if is_hashed {
-            Vec::new()
-        } else {
-            vec![previous_hosts()]
-        },
+        retry_host_predicate: vec![previous_hosts()],
         ..Default::default()
     }
+}
+
+/// The default retries of a VirtualService's route. With a consistent hash, another host would
+/// break the affinity: such a route has no predicate. Source: Istio `retry.ConvertPolicy`.
+fn default_retries_of_rule(is_hashed: bool) -> route::RetryPolicy {
+    let mut policy = default_retries();
+    if is_hashed {
+        policy.retry_host_predicate.clear();
+    }
+    policy
 }
 
 fn previous_hosts() -> route::retry_policy::RetryHostPredicate {
@@ -239,7 +244,7 @@ fn previous_hosts() -> route::retry_policy::RetryHostPredicate {
 
 fn retry_policy(retries: &Retries, is_hashed: bool) -> Option<route::RetryPolicy> {
     let policy = match retries {
-        Retries::Default => return Some(default_retries(is_hashed)),
+        Retries::Default => return Some(default_retries_of_rule(is_hashed)),
         Retries::Off => return None,
         Retries::Explicit(policy) => policy,
     };
@@ -254,7 +259,7 @@ fn retry_policy(retries: &Retries, is_hashed: bool) -> Option<route::RetryPolicy
         backoff,
     } = policy;
 
-    let mut message = default_retries(is_hashed);
+    let mut message = default_retries_of_rule(is_hashed);
     message.num_retries = u32v(*attempts);
     message.per_try_timeout = per_try_timeout.and_then(duration);
     message.retriable_status_codes = status_codes.iter().map(|code| u32::from(*code)).collect();

@@ -6,6 +6,7 @@
 //! are swapped go unseen.
 
 mod cluster;
+mod hosts;
 mod locality;
 mod logs;
 mod matches;

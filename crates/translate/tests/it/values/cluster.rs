@@ -549,3 +549,37 @@ fn a_service_entrys_names_are_added_to_its_endpoints_identities() {
         "{aliased:?}"
     );
 }
+
+#[test]
+fn settings_of_a_port_replace_the_whole_policy() {
+    let port = "portLevelSettings: [{port: {number: 80}, loadBalancer: {simple: RANDOM}}]";
+    let cluster = cluster_under(&format!(
+        "{{retryBudget: {{percent: 20}}, proxyProtocol: {{version: V2}}, {port}}}"
+    ));
+
+    let breakers = cluster.circuit_breakers.expect("breakers");
+    assert_eq!(breakers.thresholds[0].retry_budget, None);
+    assert!(
+        !format!("{:?}", cluster.transport_socket_matches).contains("proxy_protocol")
+            && !format!("{:?}", cluster.transport_socket).contains("proxy_protocol")
+    );
+}
+
+#[test]
+fn connections_to_original_destinations_close_after_five_idle_minutes() {
+    for name in ["PassthroughCluster", "InboundPassthroughCluster"] {
+        let cluster = cluster(&translated(&caller(), ""), name);
+        let options: HttpProtocolOptions = unpack(
+            cluster
+                .typed_extension_protocol_options
+                .values()
+                .next()
+                .expect("options"),
+        )
+        .expect("options");
+        let common = options
+            .common_http_protocol_options
+            .expect("common options");
+        assert_eq!(common.idle_timeout, millis(300_000), "{name}");
+    }
+}

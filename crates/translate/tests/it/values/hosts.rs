@@ -1,0 +1,128 @@
+//! Which hosts a sidecar serves on which port.
+
+use super::{caller, destination_rule, host, table, translated};
+
+/// `known` has port 80, `other` port 9000, `udpfirst` UDP and TCP on port 80.
+const SERVICES: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: known, namespace: shop}
+spec: {ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: unknown, namespace: shop}
+spec: {ports: [{name: http, port: 9001}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: other, namespace: shop}
+spec: {ports: [{name: http, port: 9000}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: udpfirst, namespace: shop}
+spec:
+  selector: {app: web}
+  ports: [{name: quic, port: 80, protocol: UDP, targetPort: 9}, {name: http, port: 80, targetPort: 8080}]
+";
+
+fn domains(objects: &str, port: &str) -> Vec<String> {
+    let world = translated(&caller(), &format!("{SERVICES}---\n{objects}"));
+    let mut all: Vec<String> = table(&world, port)
+        .virtual_hosts
+        .into_iter()
+        .flat_map(|host| host.domains)
+        .collect();
+    all.sort();
+    all
+}
+
+fn virtual_service(hosts: &str, to: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\nspec: {{hosts: [{hosts}], http: [{{directResponse: {{status: {to}}}}}]}}\n"
+    )
+}
+
+#[test]
+fn a_host_that_no_service_has_is_served_on_port_80_alone() {
+    let outside = virtual_service("api.example.org", "201");
+    let has = |objects: &str, port: &str, wanted: &str| {
+        domains(objects, port).iter().any(|domain| domain == wanted)
+    };
+
+    assert!(has(&outside, "80", "api.example.org"));
+    assert!(!has(&outside, "9000", "api.example.org"));
+
+    // On the ports of a service that the same object names, it is served as well.
+    let both = virtual_service("api.example.org, other", "201");
+    assert!(has(&both, "9000", "api.example.org"));
+    assert!(!has(&both, "9001", "api.example.org"));
+
+    // A host whose service has other ports only is no service's on port 80.
+    let elsewhere = virtual_service("other", "201");
+    assert!(has(&elsewhere, "80", "other.shop.svc.cluster.local"));
+}
+
+#[test]
+fn a_wildcard_that_matches_a_service_stands_for_services_alone() {
+    let wild = virtual_service("'*.cluster.local'", "201");
+    let on_80 = domains(&wild, "80");
+    assert!(
+        !on_80.iter().any(|domain| domain == "*.cluster.local"),
+        "{on_80:?}"
+    );
+
+    let world = translated(&caller(), &format!("{SERVICES}---\n{wild}"));
+    let known = host(&world, "80", "known.shop.svc.cluster.local");
+    assert!(format!("{known:?}").contains("201"), "{known:?}");
+
+    // One that matches none is served as it is written, on port 80.
+    let outside = virtual_service("'*.example.org'", "201");
+    assert!(
+        domains(&outside, "80")
+            .iter()
+            .any(|one| one == "*.example.org")
+    );
+    assert!(
+        !domains(&outside, "9000")
+            .iter()
+            .any(|one| one == "*.example.org")
+    );
+}
+
+#[test]
+fn a_udp_port_hides_no_tcp_port_of_the_same_number() {
+    let routed = virtual_service("udpfirst", "201");
+    let world = translated(&caller(), &format!("{SERVICES}---\n{routed}"));
+    let found = host(&world, "80", "udpfirst.shop.svc.cluster.local");
+    assert!(format!("{found:?}").contains("201"), "{found:?}");
+
+    // The endpoints are those of the TCP port.
+    let name = "outbound|80||udpfirst.shop.svc.cluster.local";
+    let endpoints = world
+        .of(meltemi_proto::type_url::ENDPOINT)
+        .iter()
+        .find(|one| one.name == name)
+        .expect("endpoints");
+    let text = format!(
+        "{:?}",
+        meltemi_proto::unpack::<meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment>(
+            &endpoints.any
+        )
+        .expect("an assignment")
+    );
+    assert!(text.contains("PortValue(8080)"), "{text}");
+}
+
+#[test]
+fn the_default_route_of_a_hashed_service_retries_at_another_endpoint() {
+    let rule = destination_rule("{loadBalancer: {consistentHash: {useSourceIp: true}}}");
+    let world = translated(&caller(), &rule);
+    let found = host(&world, "80", "web.shop.svc.cluster.local");
+    let text = format!("{:?}", found.routes);
+    assert!(
+        text.contains("hash_policy: [HashPolicy") && text.contains("previous_hosts"),
+        "{text}"
+    );
+}
