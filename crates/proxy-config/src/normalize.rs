@@ -52,14 +52,18 @@ impl PathNormalization {
         out.clear();
         let bytes = path.as_bytes();
 
-        // A fragment must not reach a server that reads it otherwise than the policies do.
-        if memchr::memchr(b'#', bytes).is_some() {
-            return PathOutcome::Reject("path_with_fragment_rejected");
-        }
+        // A fragment must not reach a server that reads it otherwise than the policies do: policies,
+        // routes and the server see the path without it. Source: Istio's bootstrap,
+        // `http_reject_path_with_fragment: false`.
+        let end = memchr::memchr(b'#', bytes).unwrap_or(bytes.len());
+        let (bytes, has_fragment) = (&bytes[..end], end < bytes.len());
         let query = memchr::memchr(b'?', bytes).unwrap_or(bytes.len());
         let (path, query) = bytes.split_at(query);
-        if path == b"*" || path.is_empty() {
+        if !has_fragment && (path == b"*" || path.is_empty()) {
             return PathOutcome::Unchanged;
+        }
+        if path.is_empty() {
+            return PathOutcome::Reject(NORMALIZATION_FAILED);
         }
         if path[0] != b'/' {
             return PathOutcome::Reject(NORMALIZATION_FAILED);
@@ -88,7 +92,7 @@ impl PathNormalization {
             current = merged.into();
         }
 
-        if *current == *path {
+        if *current == *path && !has_fragment {
             return PathOutcome::Unchanged;
         }
         out.extend_from_slice(&current);
@@ -278,6 +282,9 @@ mod tests {
             ("/%61%2fb%7c", "/a%2fb%7c"),
             ("/a|b<c>", "/a%7Cb%3Cc%3E"),
             ("/100%/%61", "/100%/a"),
+            ("/admin#x", "/admin"),
+            ("/a?b#/../c?d", "/a?b"),
+            ("/a/..#/b", "/"),
         ] {
             let (outcome, out) = apply(ISTIO, path);
             match canonical {
@@ -317,7 +324,8 @@ mod tests {
     #[test]
     fn what_cannot_be_folded_is_refused() {
         for path in [
-            "/admin#x",
+            "#x",
+            "*#x",
             "/a%00b",
             "/%%32%65/",
             "/%2%65/",

@@ -137,6 +137,7 @@ pub fn render(bootstrap: &Bootstrap) -> Value {
         "layered_runtime": { "layers": [
             { "name": "global config", "static_layer": {
                 "re2.max_program_size.error_level": "32768",
+                "envoy.reloadable_features.http_reject_path_with_fragment": false,
             } },
             { "name": "admin", "admin_layer": {} },
         ] },

@@ -58,6 +58,10 @@ impl Envoy {
 
         let bootstrap = json!({
             "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
+            // As Istio's bootstrap has it: a fragment is cut, and does not refuse the request.
+            "layered_runtime": { "layers": [{ "name": "istio", "static_layer": {
+                "envoy.reloadable_features.http_reject_path_with_fragment": false,
+            } }] },
             "static_resources": {
                 "clusters": clusters.iter().map(|cluster| show(pack(cluster))).collect::<Vec<_>>(),
                 "listeners": listeners(folder.path()).iter().map(|one| show(pack(one))).collect::<Vec<_>>(),
