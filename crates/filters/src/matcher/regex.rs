@@ -1,13 +1,9 @@
 //! Regular expressions as RE2 has them: ASCII classes, linear time, the whole text must match.
 
 use meltemi_proto::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, RegexMatcher};
+use meltemi_re2::{Error, Pattern};
 
 use crate::finding::{Rejection, Scope};
-
-/// The longest pattern in bytes; a longer one is refused without being compiled.
-const MAX_PATTERN: usize = 64 * 1024;
-/// Largest compiled program in bytes, also of the lazily built automaton.
-const MAX_PROGRAM: usize = 2 << 20;
 
 /// A pattern that must match the whole text. Source: Envoy `RegexMatcher` with `google_re2`.
 #[derive(Debug, Clone)]
@@ -19,12 +15,10 @@ impl FullRegex {
         Self::new(&message.regex).map_err(|reason| scope.reject(reason))
     }
 
-    /// Compiles a pattern.
+    /// Compiles a pattern of RE2.
     pub fn new(pattern: &str) -> Result<Self, String> {
-        // The pattern must be valid alone: `a)|(b` would otherwise close the group inside the
-        // anchors.
-        build(pattern)?;
-        build(&format!(r"\A(?:{pattern})\z")).map(Self)
+        let full = parse(pattern)?.full();
+        full.map(Self).map_err(|error| fault(pattern, &error))
     }
 
     /// Whether the whole of `text` matches.
@@ -32,7 +26,7 @@ impl FullRegex {
         self.0.is_match(text)
     }
 
-    /// The pattern, anchored at both ends.
+    /// The pattern as the `regex` crate writes it, anchored at both ends.
     pub fn as_str(&self) -> &str {
         self.0.as_str()
     }
@@ -70,7 +64,9 @@ impl Substitution {
 
     /// Compiles a pattern and its replacement.
     pub fn new(pattern: &str, substitution: &str) -> Result<Self, String> {
-        let pattern = build(pattern)?;
+        let pattern = parse(pattern)?
+            .search()
+            .map_err(|error| fault(pattern, &error))?;
         let mut parts = Vec::new();
         let mut literal = Vec::new();
         let mut bytes = substitution.bytes();
@@ -145,38 +141,13 @@ impl Substitution {
     }
 }
 
-/// RE2's classes are ASCII, so Unicode is off; a pattern that needs it (`\pL`) gets it.
-fn build(pattern: &str) -> Result<regex::bytes::Regex, String> {
-    if pattern.len() > MAX_PATTERN {
-        return Err(format!(
-            "regex of {} bytes is longer than {MAX_PATTERN}",
-            pattern.len()
-        ));
-    }
+/// Reads a pattern of RE2; the message names the pattern.
+fn parse(pattern: &str) -> Result<Pattern, String> {
+    Pattern::parse(pattern).map_err(|error| fault(pattern, &error))
+}
 
-    let build = |unicode| {
-        regex::bytes::RegexBuilder::new(pattern)
-            .unicode(unicode)
-            .size_limit(MAX_PROGRAM)
-            .dfa_size_limit(MAX_PROGRAM)
-            .nest_limit(100)
-            .build()
-    };
-
-    match build(false) {
-        Ok(regex) => Ok(regex),
-        Err(regex::Error::CompiledTooBig(limit)) => {
-            Err(format!("regex compiles to more than {limit} bytes"))
-        }
-        Err(first) => build(true).map_err(|_| {
-            let text = first.to_string();
-            format!(
-                "regex {:?} does not compile: {}",
-                shorten(pattern),
-                text.lines().last().unwrap_or_default()
-            )
-        }),
-    }
+fn fault(pattern: &str, error: &Error) -> String {
+    format!("regex {:?}: {error}", shorten(pattern))
 }
 
 fn shorten(pattern: &str) -> &str {
@@ -219,21 +190,21 @@ mod tests {
 
         assert!(
             FullRegex::new(r"\pL+")
-                .expect("falls back to Unicode")
+                .expect("compiles")
                 .is_match("é".as_bytes())
         );
 
         assert!(
-            FullRegex::new("[^/]+")
+            !FullRegex::new("[^/]+")
                 .expect("compiles")
                 .is_match(b"\xff\xfe"),
-            "bytes that are no UTF-8 match too"
+            "bytes that are no UTF-8 are no characters to RE2"
         );
     }
 
     #[test]
     fn bombs_are_refused() {
-        assert!(FullRegex::new(&"a".repeat(MAX_PATTERN + 1)).is_err());
+        assert!(FullRegex::new(&"a".repeat(64 << 10)).is_err());
         assert!(FullRegex::new("(?:(?:(?:a{100}){100}){100}){100}").is_err());
     }
 
