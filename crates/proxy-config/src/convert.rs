@@ -109,6 +109,15 @@ pub(crate) fn non_empty<'m, T: From<&'m str>>(text: &'m str) -> Option<T> {
     (!text.is_empty()).then(|| text.into())
 }
 
+/// Refuses a text that would end the line of the head that it is written into. Envoy refuses the
+/// same (`well_known_regex: HTTP_HEADER_VALUE`).
+pub(crate) fn require_one_line(field: &str, text: &str, scope: &Scope) -> Result<(), Rejection> {
+    match meltemi_types::breaks_line(text) {
+        true => scope.refuse(format!("{field} holds a line break or a control character")),
+        false => Ok(()),
+    }
+}
+
 /// The lower-case name of a header, as [`meltemi_filters::RequestHead`] looks it up.
 pub(crate) fn header_name(name: &str) -> Box<str> {
     name.to_ascii_lowercase().into()

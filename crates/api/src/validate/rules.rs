@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use meltemi_re2::Pattern;
 use meltemi_types::{Cidr, is_dns_label};
 
 use crate::duration::Duration;
@@ -22,8 +23,8 @@ pub(super) const DOUBTFUL: &str = "MEL0205";
 /// Deprecated or never implemented.
 pub(super) const WITHOUT_EFFECT: &str = "MEL0206";
 
-/// Longest expression that is compiled; a longer one is an attack or a mistake.
-const MAX_REGEX: usize = 32 << 10;
+/// The longest expression in bytes. Source: Istio `validateStringRegexp`.
+const MAX_REGEX: usize = 1024;
 
 /// RFC 1123 label, upper case too (Istio's `labels.IsDNS1123Label` takes both).
 fn is_host_label(text: &str) -> bool {
@@ -156,48 +157,34 @@ pub(super) fn check_percent(key: &str, percent: &Option<Percent>, at: &mut Repor
     }
 }
 
-/// An expression as proxies read it. Istio says RE2; look-around and back-references are in
-/// neither.
-pub(super) fn check_regex(text: &str, at: &mut Report) {
+/// An expression as Envoy and our proxy read it. `None` if it has a fault, which is told.
+pub(super) fn check_regex(text: &str, at: &mut Report) -> Option<Pattern> {
     if text.len() > MAX_REGEX {
-        let message = format!(
-            "the expression is {} bytes long, more than {MAX_REGEX}",
-            text.len()
-        );
-        return at.error(
+        let message = format!("regex is too large, max length allowed is {MAX_REGEX}");
+        at.error(
             INVALID,
             message,
             "use a prefix match, or several shorter matches",
         );
+        return None;
     }
 
-    let compiled = regex::RegexBuilder::new(text)
-        .size_limit(4 << 20)
-        .nest_limit(64)
-        .build();
-
-    if let Err(error) = compiled {
-        let reason = match error {
-            regex::Error::CompiledTooBig(_) => "it is too large when compiled".to_owned(),
-            other => other
-                .to_string()
-                .lines()
-                .last()
-                .unwrap_or_default()
-                .trim_start_matches("error: ")
-                .to_owned(),
-        };
-
-        let message = format!(
-            "{:?}: {reason}; Istio uses RE2 style regex-based match",
-            shorten(text)
-        );
-
-        at.error(
-            INVALID,
-            message,
-            "see https://github.com/google/re2/wiki/Syntax",
-        );
+    // Compiling finds what is too large for the proxies.
+    let parsed = Pattern::parse(text).and_then(|pattern| pattern.full().map(|_| pattern));
+    match parsed {
+        Ok(pattern) => Some(pattern),
+        Err(error) => {
+            let message = format!(
+                "{:?}: {error}; Istio uses RE2 style regex-based match",
+                shorten(text)
+            );
+            at.error(
+                INVALID,
+                message,
+                "see https://github.com/google/re2/wiki/Syntax",
+            );
+            None
+        }
     }
 }
 
@@ -219,7 +206,7 @@ pub(super) fn check_string_match(matcher: &StringMatch, at: &mut Report) {
                 "write a text, or remove the match",
             );
         } else if key == "regex" {
-            check_regex(text, at);
+            let _ = check_regex(text, at);
         }
     });
 }
@@ -470,6 +457,24 @@ fn check_target(target: &TargetReference, at: &mut Report) {
                 INVALID,
                 "cross namespace referencing is not currently supported",
                 "write the policy in the target's namespace",
+            );
+        });
+    }
+}
+
+/// A text that a proxy writes into a head, by the rule `fault_of`.
+pub(super) fn check_head_text(
+    key: &str,
+    text: &str,
+    fault_of: fn(&str) -> Option<String>,
+    at: &mut Report,
+) {
+    if let Some(fault) = fault_of(text) {
+        at.field(key, |at| {
+            at.error(
+                INVALID,
+                fault,
+                "remove line breaks, control characters and blanks",
             );
         });
     }

@@ -2,6 +2,7 @@
 
 mod findings;
 mod fixtures;
+mod heads;
 mod mutations;
 mod policies;
 mod samples;

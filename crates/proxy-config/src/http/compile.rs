@@ -6,7 +6,7 @@ use meltemi_proto::envoy::extensions::filters::network::http_connection_manager:
 use proto::http_connection_manager as hcm;
 
 use super::*;
-use crate::convert::{boolean, limit, not_honoured, number, require_ads};
+use crate::convert::{boolean, limit, not_honoured, number, require_ads, require_one_line};
 use crate::http_filter::{FilterShared, compile_chain};
 use crate::normalize::EscapedSlashes;
 
@@ -22,6 +22,8 @@ impl HttpConnectionManager {
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
         check_fields(message, scope)?;
+        require_one_line("server_name", &message.server_name, scope)?;
+        require_one_line("via", &message.via, scope)?;
         let connection = ConnectionLimits::compile(message, scope)?;
         let seconds = |seconds| Some(Duration::from_secs(seconds));
 

@@ -10,6 +10,8 @@ use meltemi_lb::hash::xxh64;
 use meltemi_proto::envoy::config::route::v3::route_action as proto;
 use smallvec::SmallVec;
 
+use crate::convert::require_one_line;
+
 /// One part of a request that is hashed.
 #[derive(Debug)]
 pub struct HashPolicy {
@@ -84,6 +86,14 @@ impl HashPolicy {
             terminal,
             policy_specifier,
         } = message;
+
+        if let Some(PolicySpecifier::Cookie(cookie)) = policy_specifier {
+            let attributes = cookie.attributes.iter();
+            let pairs = attributes.flat_map(|pair| [&pair.name, &pair.value]);
+            for text in pairs.chain([&cookie.name, &cookie.path]) {
+                require_one_line("cookie", text, scope)?;
+            }
+        }
 
         let source = match scope.required("policy_specifier", policy_specifier.as_ref())? {
             PolicySpecifier::Header(Header {

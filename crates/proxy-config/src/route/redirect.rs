@@ -7,7 +7,7 @@ use meltemi_proto::envoy::config::route::v3 as proto;
 use proto::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
 
 use super::PathMatch;
-use crate::convert::{non_empty, not_honoured};
+use crate::convert::{non_empty, not_honoured, require_one_line};
 
 /// `RedirectAction`, compiled.
 #[derive(Debug)]
@@ -51,6 +51,21 @@ impl Redirect {
             scheme_rewrite_specifier,
             path_rewrite_specifier,
         } = message;
+
+        require_one_line("host_redirect", host_redirect, scope)?;
+        match path_rewrite_specifier {
+            Some(
+                PathRewriteSpecifier::PathRedirect(text)
+                | PathRewriteSpecifier::PrefixRewrite(text),
+            ) => require_one_line("path", text, scope)?,
+            Some(PathRewriteSpecifier::RegexRewrite(rewrite)) => {
+                require_one_line("regex_rewrite", &rewrite.substitution, scope)?;
+            }
+            Some(PathRewriteSpecifier::PathRewrite(_)) | None => {}
+        }
+        if let Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) = scheme_rewrite_specifier {
+            require_one_line("scheme_redirect", scheme, scope)?;
+        }
 
         let status = match RedirectResponseCode::try_from(*response_code) {
             Ok(RedirectResponseCode::MovedPermanently) => 301,

@@ -1,6 +1,6 @@
 //! What a route does to requests.
 
-use meltemi_types::GrpcCode;
+use meltemi_types::{GrpcCode, header_value_fault, plain_value_fault, target_fault};
 
 use super::super::rules::*;
 use crate::networking::{
@@ -50,6 +50,14 @@ pub(super) fn check_redirect(redirect: &HttpRedirect, at: &mut Report) {
         );
     }
 
+    for (key, text) in [
+        ("uri", uri),
+        ("prefixRewrite", prefix_rewrite),
+        ("authority", authority),
+    ] {
+        check_head_text(key, text, plain_value_fault, at);
+    }
+
     if let Some(port) = port {
         at.field("port", |at| check_port(*port, at));
     }
@@ -97,6 +105,8 @@ pub(super) fn check_rewrite(rewrite: &HttpRewrite, at: &mut Report) {
         );
     }
 
+    check_head_text("uri", uri, target_fault, at);
+    check_head_text("authority", authority, target_fault, at);
     at.some("uriRegexRewrite", uri_regex_rewrite, |rewrite, at| {
         if rewrite.r#match.is_empty() || rewrite.rewrite.is_empty() {
             at.error(
@@ -105,8 +115,36 @@ pub(super) fn check_rewrite(rewrite: &HttpRewrite, at: &mut Report) {
                 "add both",
             );
         }
-        at.field("match", |at| check_regex(&rewrite.r#match, at));
+        check_head_text("rewrite", &rewrite.rewrite, target_fault, at);
+        let pattern = at.field("match", |at| check_regex(&rewrite.r#match, at));
+        if let Some(pattern) = pattern {
+            check_substitution(&rewrite.rewrite, pattern.groups(), at);
+        }
     });
+}
+
+/// `\1` to `\9` name groups of the pattern, `\0` the whole match, `\\` a backslash.
+fn check_substitution(text: &str, groups: usize, at: &mut Report) {
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'\\' {
+            continue;
+        }
+        let fault = match rest.next() {
+            Some(b'\\') => None,
+            Some(digit @ b'0'..=b'9') if usize::from(digit - b'0') <= groups => None,
+            Some(digit @ b'0'..=b'9') => Some(format!(
+                "\\{} names a group that the expression does not have",
+                char::from(digit)
+            )),
+            _ => Some("a backslash is followed by a digit or a backslash".to_owned()),
+        };
+        if let Some(fault) = fault {
+            return at.field("rewrite", |at| {
+                at.error(INVALID, fault, "count the groups of match from 1");
+            });
+        }
+    }
 }
 
 /// Envoy's conditions, HTTP and gRPC. Source: Istio `supportedRetryOnPolicies`.
@@ -378,17 +416,13 @@ pub(super) fn check_headers(headers: &Headers, at: &mut Report) {
                     at.field(key, |at| {
                         for (name, value) in pairs {
                             at.field(name, |at| {
-                                check_header_operation(
-                                    name,
-                                    key == "set" && direction == "request",
-                                    at,
-                                );
+                                check_header_operation(name, direction == "request", at);
 
-                                if value.contains(['\r', '\n', '\0']) {
+                                if let Some(fault) = header_value_fault(value) {
                                     at.error(
                                         INVALID,
-                                        "a header's value must be one line",
-                                        "remove the line break",
+                                        format!("invalid header value: {fault}"),
+                                        "write one line; see Envoy's list of %OPERATORS%",
                                     );
                                 }
                             });
@@ -410,7 +444,7 @@ fn check_header_operation(name: &str, host_may_be_set: bool, at: &mut Report) {
         if !host_may_be_set {
             at.error(
                 INVALID,
-                format!("{name} header cannot be added or removed"),
+                format!("{name} header cannot be removed, or changed in a response"),
                 "use rewrite.authority, or headers.request.set",
             );
         }

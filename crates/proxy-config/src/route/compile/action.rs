@@ -7,7 +7,9 @@ use meltemi_proto::envoy::config::route::v3 as proto;
 use proto::route_action::{ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier};
 
 use super::{HostWide, compile_retry};
-use crate::convert::{boolean, header_name, limit, non_empty, not_honoured, subset_match};
+use crate::convert::{
+    boolean, header_name, limit, non_empty, not_honoured, require_one_line, subset_match,
+};
 use crate::http_filter::FilterShared;
 use crate::route::action::{
     HashPolicies, HostRewrite, Mirror, PathRewrite, RouteLimit, Timeouts, WeightedClusters,
@@ -106,9 +108,9 @@ fn check_fields(message: &proto::RouteAction, scope: &mut Scope) -> Result<(), R
         // All others are compiled.
         cluster_not_found_response_code: _,
         metadata_match: _,
-        prefix_rewrite: _,
-        regex_rewrite: _,
-        path_rewrite: _,
+        prefix_rewrite,
+        regex_rewrite,
+        path_rewrite,
         append_x_forwarded_host: _,
         timeout: _,
         idle_timeout: _,
@@ -122,8 +124,23 @@ fn check_fields(message: &proto::RouteAction, scope: &mut Scope) -> Result<(), R
         upgrade_configs: _,
         max_stream_duration: _,
         cluster_specifier: _,
-        host_rewrite_specifier: _,
+        host_rewrite_specifier,
     } = message;
+
+    require_one_line("prefix_rewrite", prefix_rewrite, scope)?;
+    require_one_line("path_rewrite", path_rewrite, scope)?;
+    if let Some(rewrite) = regex_rewrite {
+        require_one_line("regex_rewrite", &rewrite.substitution, scope)?;
+    }
+    match host_rewrite_specifier {
+        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+            require_one_line("host_rewrite_literal", host, scope)?;
+        }
+        Some(HostRewriteSpecifier::HostRewritePathRegex(rewrite)) => {
+            require_one_line("host_rewrite_path_regex", &rewrite.substitution, scope)?;
+        }
+        _ => {}
+    }
 
     if retry_policy_typed_config.is_some() || path_rewrite_policy.is_some() {
         return scope.refuse("retry_policy_typed_config and path_rewrite_policy are unknown");
@@ -172,6 +189,7 @@ pub(super) fn compile_mirrors(
             trace_sampled: _,
         } = message;
         not_honoured!(scope, request_headers_mutations);
+        require_one_line("host_rewrite_literal", host_rewrite_literal, scope)?;
 
         Ok(Mirror {
             cluster: compile_cluster_ref(

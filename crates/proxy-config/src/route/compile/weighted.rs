@@ -8,7 +8,7 @@ use proto::weighted_cluster::{ClusterWeight, RandomValueSpecifier};
 
 use super::action::compile_cluster_ref;
 use super::{request_headers, response_headers};
-use crate::convert::{header_name, number, weighted_subset_match};
+use crate::convert::{header_name, number, require_one_line, weighted_subset_match};
 use crate::http_filter::{FilterShared, compile_overrides};
 use crate::route::action::{WeightedCluster, WeightedClusters};
 
@@ -85,6 +85,10 @@ impl WeightedCluster {
             typed_per_filter_config,
             host_rewrite_specifier,
         } = message;
+
+        if let Some(HostRewriteSpecifier::HostRewriteLiteral(host)) = host_rewrite_specifier {
+            require_one_line("host_rewrite_literal", host, scope)?;
+        }
 
         Ok(Self {
             cluster: compile_cluster_ref(name, cluster_header, "a weighted cluster", scope)?,
