@@ -271,3 +271,62 @@ fn a_single_destination_takes_all_and_zero_attempts_switch_retries_off() {
 
     assert_eq!(route.retries, Retries::Off);
 }
+
+#[test]
+fn a_delegate_takes_from_its_root_what_it_does_not_write() {
+    let leaf = |name: &str, fields: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{http: [{{{fields}, route: [{{destination: {{host: solo}}}}]}}]}}\n"
+        )
+    };
+    let root = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: root, namespace: shop}
+spec:
+  hosts: [dl.test]
+  http:
+  - {match: [{uri: {prefix: /zero}}], mirror: {host: copy}, mirrorPercentage: {value: 100}, delegate: {name: zero}}
+  - {match: [{uri: {prefix: /own}}], mirror: {host: other}, mirrorPercentage: {value: 0}, delegate: {name: own}}
+  - {match: [{uri: {prefix: /pct}}], mirror: {host: copy}, delegate: {name: pct}}
+  - {match: [{uri: {prefix: /list}}], mirrors: [{destination: {host: copy}}], delegate: {name: list}}
+  - {match: [{uri: {prefix: /hdr}}], headers: {request: {set: {x-root: '1'}}}, timeout: 5s, delegate: {name: hdr}}
+";
+    let snapshot = build(&format!(
+        "{root}{}{}{}{}{}",
+        leaf("zero", "mirrorPercentage: {value: 0}"),
+        leaf("own", "mirror: {host: copy}"),
+        leaf("pct", "mirrorPercentage: {value: 50}"),
+        leaf("list", "mirrorPercentage: {value: 0}"),
+        leaf("hdr", "headers: {}, timeout: 0s"),
+    ))
+    .snapshot;
+
+    let merged = snapshot.virtual_services().next().expect("the root");
+    let mirrors: Vec<Vec<(String, f64)>> = merged
+        .http
+        .iter()
+        .map(|route| {
+            let of = |mirror: &meltemi_model::Mirror| {
+                (
+                    mirror.destination.host.to_string(),
+                    mirror.percent.percent(),
+                )
+            };
+            route.mirrors.iter().map(of).collect()
+        })
+        .collect();
+
+    let copy = |percent| vec![("copy.shop.svc.cluster.local".to_owned(), percent)];
+    assert_eq!(
+        mirrors,
+        [vec![], vec![], copy(50.0), copy(100.0), vec![]],
+        "absent and zero are not the same"
+    );
+
+    let last = &merged.http[4];
+    assert!(
+        last.headers.is_empty() && last.timeout.is_none(),
+        "{last:?}"
+    );
+}

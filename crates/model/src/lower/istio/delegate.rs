@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 use meltemi_types::{Diagnostic, Severity};
 
-use super::virtual_service::{HttpRule, LoweredVirtualService};
+use super::virtual_service::{Delegation, HttpRule, LoweredVirtualService};
 use crate::lower::{Entry, Lowered, finding};
-use crate::{HttpMatch, HttpRoute, Retries, StringMatch, VirtualService};
+use crate::{HttpAction, HttpMatch, HttpRoute, Retries, StringMatch, VirtualService};
 
 /// The VirtualService with every delegation replaced by the delegate's rules.
 pub(crate) fn merge_delegates(
@@ -21,12 +21,9 @@ pub(crate) fn merge_delegates(
     let mut merged = root.value.base.clone();
     let own_namespace = merged.origin.object.namespace.clone();
     for rule in &root.value.http {
-        let (outer, to, field) = match rule {
-            HttpRule::Route(route) => {
-                merged.http.push(route.clone());
-                continue;
-            }
-            HttpRule::Delegate { root, to, field } => (root, to, field),
+        let Some(Delegation { to, field }) = &rule.delegate else {
+            merged.http.push(rule.route.clone());
+            continue;
         };
 
         let mut tell = |code: &str, message: String, remedy: &str| {
@@ -68,25 +65,27 @@ pub(crate) fn merge_delegates(
         }
 
         for inner in &delegate.value.http {
-            match inner {
-                // One level only, as in Istio.
-                HttpRule::Delegate { .. } => tell(
+            // One level only, as in Istio.
+            if inner.delegate.is_some() {
+                tell(
                     "MEL0306",
                     format!("{to} delegates itself, which has no effect"),
                     "delegate from the root directly",
-                ),
-                HttpRule::Route(inner) => match merge_route(outer, inner) {
-                    Some(route) => merged.http.push(route),
-                    None => {
-                        tell(
-                            "MEL0306",
-                            format!(
-                                "a rule of {to} matches nothing that this rule matches, and is left out"
-                            ),
-                            "make its match narrower than the root's",
-                        );
-                    }
-                },
+                );
+                continue;
+            }
+
+            match merge_route(rule, inner) {
+                Some(route) => merged.http.push(route),
+                None => {
+                    tell(
+                        "MEL0306",
+                        format!(
+                            "a rule of {to} matches nothing that this rule matches, and is left out"
+                        ),
+                        "make its match narrower than the root's",
+                    );
+                }
             }
         }
     }
@@ -95,34 +94,45 @@ pub(crate) fn merge_delegates(
 }
 
 /// The inner rule, with its absent fields taken from the outer rule; `None` if no match of it fits
-/// into the outer's.
-fn merge_route(outer: &HttpRoute, inner: &HttpRoute) -> Option<HttpRoute> {
+/// into the outer's. Source: Istio `mergeHTTPRoute`.
+fn merge_route(outer: &HttpRule, inner: &HttpRule) -> Option<HttpRoute> {
+    let (has, mirrors) = (
+        &inner.written,
+        inner.written.mirrors.or(&outer.written.mirrors),
+    );
+    let (outer, inner) = (&outer.route, &inner.route);
     let matches = merge_matches(&outer.matches, &inner.matches)?;
-    let inner = inner.clone();
-    let outer = outer.clone();
+    let (outer, inner) = (outer.clone(), inner.clone());
 
     Some(HttpRoute {
         name: join(&outer.name, &inner.name),
         matches,
-        action: inner.action,
+        // An answer of the root's own comes before the delegate's destinations.
+        action: match (outer.action, inner.action) {
+            (HttpAction::DirectResponse(answer), HttpAction::Forward(_)) => {
+                HttpAction::DirectResponse(answer)
+            }
+            (_, action) => action,
+        },
         rewrite: inner.rewrite.or(outer.rewrite),
-        timeout: inner.timeout.or(outer.timeout),
+        timeout: match has.timeout {
+            true => inner.timeout,
+            false => outer.timeout,
+        },
         retries: if inner.retries == Retries::Default {
             outer.retries
         } else {
             inner.retries
         },
-        fault: inner.fault.or(outer.fault),
-        mirrors: if inner.mirrors.is_empty() {
-            outer.mirrors
-        } else {
-            inner.mirrors
+        fault: match has.fault {
+            true => inner.fault,
+            false => outer.fault,
         },
+        mirrors: mirrors.effective(),
         cors: inner.cors.or(outer.cors),
-        headers: if inner.headers.is_empty() {
-            outer.headers
-        } else {
-            inner.headers
+        headers: match has.headers {
+            true => inner.headers,
+            false => outer.headers,
         },
         source: inner.source,
     })

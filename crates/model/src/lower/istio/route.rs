@@ -98,7 +98,7 @@ pub(crate) fn lower_http_route(
             .as_ref()
             .map(lower_fault)
             .filter(|fault| fault.delay.is_some() || fault.abort.is_some()),
-        mirrors: mirrors(names, route),
+        mirrors: written(names, route).mirrors.effective(),
         cors: route.cors_policy.as_ref().map(lower_cors),
         headers: lower_headers(route.headers.as_ref()),
         source: names.source.clone(),
@@ -146,7 +146,8 @@ fn lower_match(names: &RouteNames<'_>, written: &api::HttpMatchRequest) -> HttpM
             .collect()
     };
 
-    // Headers are case-insensitive, but `@request.auth.claims.Sub` names a claim, which is not.
+    // Headers are case-insensitive, but `@request.auth.claims.Sub` names a claim, which is not. `*`
+    // is no expression but "is there". Source: Istio `isCatchAllHeaderMatch`.
     let headers = |matches: &BTreeMap<String, ApiMatch>| {
         let (claims, plain): (BTreeMap<_, _>, BTreeMap<_, _>) = matches
             .clone()
@@ -154,6 +155,11 @@ fn lower_match(names: &RouteNames<'_>, written: &api::HttpMatchRequest) -> HttpM
             .partition(|(name, _)| name.starts_with('@'));
         let mut folded: BTreeMap<String, StringMatch> = all(&plain, true);
         folded.extend(all(&claims, false) as BTreeMap<String, StringMatch>);
+        for condition in folded.values_mut() {
+            if *condition == StringMatch::Regex("*".to_owned()) {
+                *condition = StringMatch::Present;
+            }
+        }
         folded
     };
 
@@ -320,31 +326,84 @@ fn share(written: Option<&ApiPercent>) -> Percent {
     written.map_or(Percent::ALL, |percent| Percent::from_percent(percent.value))
 }
 
-fn mirrors(names: &RouteNames<'_>, route: &api::HttpRoute) -> Vec<Mirror> {
-    if !route.mirrors.is_empty() {
-        let all = route.mirrors.iter().map(|mirror| Mirror {
-            destination: names.destination(&mirror.destination),
-            percent: share(mirror.percentage.as_ref()),
-        });
-        return all.filter(|mirror| mirror.percent.0 > 0).collect();
+/// The fields of a rule that a delegate leaves to its root only where they are absent: what is
+/// written with its default value is not absent.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Written {
+    pub timeout: bool,
+    pub fault: bool,
+    pub headers: bool,
+    pub mirrors: WrittenMirrors,
+}
+
+/// The fields that say together where copies go.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct WrittenMirrors {
+    mirror: Option<Destination>,
+    percentage: Option<Percent>,
+    /// The deprecated integer.
+    percent: Option<Percent>,
+    list: Vec<Mirror>,
+}
+
+impl WrittenMirrors {
+    /// These fields, and of those that are absent the root's.
+    pub fn or(&self, root: &Self) -> Self {
+        Self {
+            mirror: self.mirror.clone().or_else(|| root.mirror.clone()),
+            percentage: self.percentage.or(root.percentage),
+            percent: self.percent.or(root.percent),
+            list: match self.list.is_empty() {
+                true => root.list.clone(),
+                false => self.list.clone(),
+            },
+        }
     }
 
-    let Some(mirror) = &route.mirror else {
-        return Vec::new();
-    };
-    let percent = match (&route.mirror_percentage, route.mirror_percent) {
-        (Some(percentage), _) => Percent::from_percent(percentage.value),
-        (None, Some(percent)) => Percent::from_percent(f64::from(percent)),
-        (None, None) => Percent::ALL,
-    };
+    /// The mirrors that get copies. Source: Istio `translateRoute`.
+    pub fn effective(&self) -> Vec<Mirror> {
+        let single = || {
+            self.mirror.iter().map(|destination| Mirror {
+                destination: destination.clone(),
+                percent: self.percentage.or(self.percent).unwrap_or(Percent::ALL),
+            })
+        };
+        let all: Vec<Mirror> = match self.list.is_empty() {
+            true => single().collect(),
+            false => self.list.clone(),
+        };
+        all.into_iter()
+            .filter(|mirror| mirror.percent.0 > 0)
+            .collect()
+    }
+}
 
-    if percent.0 == 0 {
-        Vec::new()
-    } else {
-        vec![Mirror {
-            destination: names.destination(mirror),
-            percent,
-        }]
+/// Which fields a rule writes.
+pub(crate) fn written(names: &RouteNames<'_>, route: &api::HttpRoute) -> Written {
+    let percent = |value: f64| Percent::from_percent(value);
+    Written {
+        timeout: route.timeout.is_some(),
+        fault: route.fault.is_some(),
+        headers: route.headers.is_some(),
+        mirrors: WrittenMirrors {
+            mirror: route
+                .mirror
+                .as_ref()
+                .map(|mirror| names.destination(mirror)),
+            percentage: route
+                .mirror_percentage
+                .as_ref()
+                .map(|percentage| percent(percentage.value)),
+            percent: route.mirror_percent.map(|value| percent(f64::from(value))),
+            list: route
+                .mirrors
+                .iter()
+                .map(|mirror| Mirror {
+                    destination: names.destination(&mirror.destination),
+                    percent: share(mirror.percentage.as_ref()),
+                })
+                .collect(),
+        },
     }
 }
 

@@ -4,7 +4,9 @@ use meltemi_api::networking::{self as api};
 use meltemi_api::{Object, Spec};
 
 use super::gateway_ref::gateway_ref;
-use super::route::{RouteNames, lower_http_route, lower_tcp_route, lower_tls_route};
+use super::route::{
+    RouteNames, Written, lower_http_route, lower_tcp_route, lower_tls_route, written,
+};
 use crate::lower::{Context, Findings, origin, visibility};
 use crate::{GatewayRef, Hostname, HttpRoute, NamespacedName, VirtualService};
 
@@ -19,13 +21,17 @@ pub(crate) struct LoweredVirtualService {
 /// One rule: complete, or the conditions and defaults under which another VirtualService's rules
 /// apply.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum HttpRule {
-    Route(HttpRoute),
-    Delegate {
-        root: HttpRoute,
-        to: NamespacedName,
-        field: String,
-    },
+pub(crate) struct HttpRule {
+    pub route: HttpRoute,
+    pub written: Written,
+    pub delegate: Option<Delegation>,
+}
+
+/// Where the rules come from that take the place of a rule.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Delegation {
+    pub to: NamespacedName,
+    pub field: String,
 }
 
 impl LoweredVirtualService {
@@ -62,21 +68,23 @@ pub(crate) fn lower_virtual_service(
         let Some(lowered) = lower_http_route(&names, route, &field, findings) else {
             continue;
         };
-        http.push(match &route.delegate {
-            Some(delegate) => {
-                let of = if delegate.namespace.is_empty() {
-                    namespace
-                } else {
-                    delegate.namespace.as_str()
-                };
+        let delegate = route.delegate.as_ref().map(|delegate| {
+            let of = if delegate.namespace.is_empty() {
+                namespace
+            } else {
+                delegate.namespace.as_str()
+            };
 
-                HttpRule::Delegate {
-                    root: lowered,
-                    to: NamespacedName::new(of, &delegate.name),
-                    field: format!("{field}.delegate"),
-                }
+            Delegation {
+                to: NamespacedName::new(of, &delegate.name),
+                field: format!("{field}.delegate"),
             }
-            None => HttpRule::Route(lowered),
+        });
+
+        http.push(HttpRule {
+            route: lowered,
+            written: written(&names, route),
+            delegate,
         });
     }
 
