@@ -74,7 +74,12 @@ pub async fn forward(
         )));
     };
 
-    let mirrors = mirror::chosen(action, exchange.worker.random(), head);
+    let mirrors = mirror::chosen(
+        action,
+        plan.forward.weighted,
+        exchange.worker.random(),
+        head,
+    );
     let has_body = !body.is_empty();
     let keeps = (policy.is_some() || !mirrors.is_empty()) && has_body;
     let tee = keeps.then(|| RefCell::new(Tee::new(REPLAY_BYTES)));

@@ -270,11 +270,22 @@ impl RouteAction {
         endpoint: Option<&str>,
         out: &mut Vec<u8>,
     ) -> bool {
-        if let Some(host) = weighted.and_then(|weighted| weighted.host_rewrite.as_ref()) {
-            out.extend_from_slice(host.as_bytes());
+        // Envoy applies the rewrite of the weighted cluster first, and that of the route over it.
+        if self.rewrite_host_by_route(head, endpoint, out) {
             return true;
         }
+        let of_cluster = weighted.and_then(|weighted| weighted.host_rewrite.as_ref());
+        of_cluster
+            .inspect(|host| out.extend_from_slice(host.as_bytes()))
+            .is_some()
+    }
 
+    fn rewrite_host_by_route(
+        &self,
+        head: &RequestHead,
+        endpoint: Option<&str>,
+        out: &mut Vec<u8>,
+    ) -> bool {
         match &self.host_rewrite {
             None => false,
             Some(HostRewrite::Literal(host)) => {

@@ -538,3 +538,126 @@ proptest! {
         prop_assert_eq!(found.as_ref(), naive);
     }
 }
+
+#[test]
+fn a_text_that_would_end_a_head_is_refused() {
+    use proto::redirect_action::PathRewriteSpecifier;
+    use proto::route_action::HostRewriteSpecifier;
+    use proto::weighted_cluster::cluster_weight;
+
+    const BAD: &str = "a\r\nx-injected: 1";
+    let refused = |change: &dyn Fn(&mut proto::Route)| {
+        let mut one = prefix("/", "c");
+        change(&mut one);
+        let message = proto::RouteConfiguration {
+            name: "r".into(),
+            virtual_hosts: vec![host("h", &["*"], vec![one])],
+            ..Default::default()
+        };
+        let error = compile_route(&message).expect_err("refused");
+        assert!(error.to_string().contains("line break"), "{error}");
+    };
+    let of_action = |change: &dyn Fn(&mut proto::RouteAction)| {
+        refused(&|one| {
+            let mut forward = action("c");
+            change(&mut forward);
+            one.action = Some(proto::route::Action::Route(forward));
+        });
+    };
+    let of_redirect = |redirect: proto::RedirectAction| {
+        refused(&|one| one.action = Some(proto::route::Action::Redirect(redirect.clone())));
+    };
+
+    of_action(&|one| one.prefix_rewrite = BAD.into());
+    of_action(&|one| one.path_rewrite = BAD.into());
+    of_action(&|one| {
+        one.regex_rewrite = Some(RegexMatchAndSubstitute {
+            pattern: Some(regex("a")),
+            substitution: BAD.into(),
+        });
+    });
+    of_action(&|one| {
+        one.host_rewrite_specifier = Some(HostRewriteSpecifier::HostRewriteLiteral(BAD.into()));
+    });
+    of_action(&|one| {
+        let mut list = weighted(&[("a", 1)]);
+        if let Some(proto::route_action::ClusterSpecifier::WeightedClusters(list)) =
+            &mut list.cluster_specifier
+        {
+            list.clusters[0].host_rewrite_specifier = Some(
+                cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(BAD.into()),
+            );
+        }
+        *one = list;
+    });
+    of_action(&|one| {
+        one.request_mirror_policies = vec![proto::route_action::RequestMirrorPolicy {
+            cluster: "m".into(),
+            host_rewrite_literal: BAD.into(),
+            ..Default::default()
+        }];
+    });
+    of_action(&|one| {
+        one.hash_policy = vec![proto::route_action::HashPolicy {
+            terminal: false,
+            policy_specifier: Some(proto::route_action::hash_policy::PolicySpecifier::Cookie(
+                proto::route_action::hash_policy::Cookie {
+                    name: "s".into(),
+                    path: BAD.into(),
+                    ..Default::default()
+                },
+            )),
+        }];
+    });
+
+    of_redirect(proto::RedirectAction {
+        host_redirect: BAD.into(),
+        ..Default::default()
+    });
+    of_redirect(proto::RedirectAction {
+        path_rewrite_specifier: Some(PathRewriteSpecifier::PathRedirect(BAD.into())),
+        ..Default::default()
+    });
+    of_redirect(proto::RedirectAction {
+        path_rewrite_specifier: Some(PathRewriteSpecifier::PrefixRewrite(BAD.into())),
+        ..Default::default()
+    });
+}
+
+#[test]
+fn the_routes_host_wins_over_the_weighted_clusters() {
+    use proto::route_action::HostRewriteSpecifier;
+    use proto::weighted_cluster::cluster_weight;
+
+    let host_of = |of_route: Option<&str>| {
+        let mut forward = weighted(&[("a", 1)]);
+        if let Some(proto::route_action::ClusterSpecifier::WeightedClusters(list)) =
+            &mut forward.cluster_specifier
+        {
+            list.clusters[0].host_rewrite_specifier = Some(
+                cluster_weight::HostRewriteSpecifier::HostRewriteLiteral("dest.test".into()),
+            );
+        }
+        forward.host_rewrite_specifier =
+            of_route.map(|host| HostRewriteSpecifier::HostRewriteLiteral(host.into()));
+
+        let table = table(vec![host(
+            "h",
+            &["*"],
+            vec![route(PathSpecifier::Prefix("/".into()), forward)],
+        )]);
+        let action = action_of(&table);
+        let ClusterChoice::Weighted(clusters) = &action.cluster else {
+            panic!("weighted")
+        };
+        let (_, cluster) = clusters.pick(0).expect("a cluster");
+
+        let mut host = Vec::new();
+        let head = RequestHead::of("GET", "h", "/");
+        assert!(action.rewrite_host(Some(cluster), &head, None, &mut host));
+        String::from_utf8(host).expect("text")
+    };
+
+    assert_eq!(host_of(None), "dest.test");
+    assert_eq!(host_of(Some("route.test")), "route.test");
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meltemi_filters::head::RequestHead;
-use meltemi_proxy_config::route::{Mirror, RouteAction};
+use meltemi_proxy_config::route::{Mirror, RouteAction, WeightedCluster};
 
 use crate::body::Tee;
 use crate::downstream::Downstream;
@@ -22,18 +22,30 @@ pub struct Shot {
     host: Option<String>,
 }
 
-/// The mirrors that this request goes to.
-pub fn chosen(action: &RouteAction, random: u64, head: &RequestHead) -> Vec<Shot> {
+/// The mirrors that this request goes to. A mirror sees the host that the route sends, `weighted`
+/// being the cluster that takes the request itself.
+pub fn chosen(
+    action: &RouteAction,
+    weighted: Option<&WeightedCluster>,
+    random: u64,
+    head: &RequestHead,
+) -> Vec<Shot> {
     if action.mirrors.is_empty() {
         return Vec::new();
     }
+
+    // A host taken from the endpoint is known only once one is chosen; Envoy mirrors without it.
+    let mut rewritten = Vec::new();
+    let has_new = action.rewrite_host(weighted, head, None, &mut rewritten);
+    let rewritten = has_new.then(|| String::from_utf8_lossy(&rewritten).into_owned());
+    let sent = rewritten.as_deref().unwrap_or(head.authority());
     let mut state = random;
     let hit = |mirror: &&Mirror| mirror.fraction.hits(meltemi_lb::random::next(&mut state));
     let shot = |mirror: &Mirror| {
         let host = match (&mirror.host_rewrite, mirror.keep_host) {
             (Some(host), _) => Some(host.to_string()),
-            (None, true) => None,
-            (None, false) => Some(shadow(head.authority())),
+            (None, true) => rewritten.clone(),
+            (None, false) => Some(shadow(sent)),
         };
         Some(Shot {
             cluster: mirror.cluster.name(head)?.into(),

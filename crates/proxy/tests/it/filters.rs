@@ -330,7 +330,7 @@ async fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
     })
     .await;
 
-    let mirrored = tune(forward("/", "up"), |action| {
+    let to_shadow = |action: &mut route::RouteAction| {
         action.request_mirror_policies = vec![route::route_action::RequestMirrorPolicy {
             cluster: "shadow".into(),
             runtime_fraction: Some(core::RuntimeFractionalPercent {
@@ -339,9 +339,16 @@ async fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
             }),
             ..Default::default()
         }];
+    };
+    let mirrored = tune(forward("/", "up"), to_shadow);
+    let rewritten = tune(forward("/old", "up"), |action| {
+        to_shadow(action);
+        action.prefix_rewrite = "/new".into();
+        action.host_rewrite_specifier =
+            Some(route::route_action::HostRewriteSpecifier::HostRewriteLiteral("new.test".into()));
     });
 
-    let manager = manager(inline(table("r", vec![mirrored])));
+    let manager = manager(inline(table("r", vec![rewritten, mirrored])));
     let running = Running::with(
         vec![
             static_cluster("up", &[peers::echo("up").await]),
@@ -359,6 +366,15 @@ async fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
     let copy = copies.recv().await.expect("a copy");
     assert!(
         copy.contains("host: svc-shadow:80\r\n") && copy.ends_with("body"),
+        "{copy}"
+    );
+
+    // The copy is of the request that is sent.
+    let (head, _) = client.ask("GET /old/a HTTP/1.1\nhost: svc:80\n\n").await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    let copy = copies.recv().await.expect("a copy");
+    assert!(
+        copy.starts_with("GET /new/a ") && copy.contains("host: new.test-shadow\r\n"),
         "{copy}"
     );
 }

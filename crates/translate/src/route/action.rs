@@ -536,6 +536,7 @@ fn authority_change(changes: &HeaderChanges) -> Option<String> {
     changes
         .set
         .iter()
+        .chain(&changes.add)
         .find(|(name, _)| is_authority(name))
         .map(|(_, value)| value.clone())
 }
