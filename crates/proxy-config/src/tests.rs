@@ -172,6 +172,7 @@ pub(crate) fn downstream_tls(
     let ads = core::ConfigSource {
         config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(
             core::ApiConfigSource {
+                api_type: core::api_config_source::ApiType::Grpc as i32,
                 grpc_services: vec![core::GrpcService {
                     target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(
                         core::grpc_service::EnvoyGrpc {
