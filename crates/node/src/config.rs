@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::dialler::DialMap;
 use crate::events::Event;
 use crate::images::ImageMap;
+use crate::launch::Folder;
 use crate::spec::ProxyChoice;
 
 /// Options of a mesh on this machine.
@@ -119,6 +120,8 @@ pub(crate) struct NodeConfig {
     pub(crate) image_files: Vec<PathBuf>,
     pub(crate) run_dir: PathBuf,
     pub(crate) state_dir: PathBuf,
+    /// The folders that no application may reach: `run_dir` and `state_dir`.
+    pub(crate) covered: Vec<Folder>,
     pub(crate) gateways: bool,
     pub(crate) control_args: Vec<String>,
     pub(crate) sidecar_args: Vec<String>,
@@ -131,6 +134,8 @@ pub(crate) struct NodeConfig {
     /// User and group ids that applications see as their own.
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    /// The user's umask, for applications.
+    pub(crate) umask: u32,
     /// Soft limit of open files for applications; `None` keeps the node's limit.
     pub(crate) open_files: Option<u64>,
 }

@@ -4,12 +4,14 @@
 //! A process with threads cannot enter a user or mount namespace. The launcher is therefore a
 //! hidden role of the binary that runs before any tokio runtime exists.
 
+mod covers;
 mod enter;
 mod init;
 mod mounts;
 mod spec;
 mod users;
 
+pub(crate) use covers::Folder;
 pub(crate) use enter::run;
 pub(crate) use init::{Lifeline, run_as_init};
 pub(crate) use mounts::{detach as detach_mounts, proc as mount_proc};

@@ -35,17 +35,13 @@ pub(crate) fn app_spec(
         cwd: program.cwd.clone(),
         netns: Some(sandbox.netns.raw()),
         files: sandbox.files.clone(),
-        // Applications run as the user who started the mesh, so file permissions do not protect the
-        // mesh's sockets, logs and keys. Hide the folders instead.
-        hide: vec![
-            context.config.run_dir.clone(),
-            context.config.state_dir.clone(),
-        ],
+        hide: context.config.covered.clone(),
         isolate: Some(Identity {
             uid: context.config.uid,
             gid: context.config.gid,
             hostname: spec.key.pod.clone(),
         }),
+        umask: Some(context.config.umask),
         open_files: context.config.open_files,
         ..LaunchSpec::default()
     })

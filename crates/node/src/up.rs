@@ -7,10 +7,12 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use rustix::fs::Mode;
 
 use crate::config::{NodeConfig, UpOptions, run_dir, state_dir};
 use crate::dialler::ServerOptions;
 use crate::images::ImageMap;
+use crate::launch::Folder;
 use crate::limits::raise_open_files;
 use crate::spec::{NO_ENVOY, ProxyChoice};
 use crate::supervise::supervise;
@@ -56,8 +58,12 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         .map(|file| ImageMap::load(file).and_then(|_| Ok(std::path::absolute(file)?)))
         .collect::<anyhow::Result<Vec<_>>>()?;
 
+    // Every log, socket and key of the mesh is for its user alone.
+    let users_umask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
     private_dir(&state)?;
     let lock = lock(&state, &name)?;
+
+    check_parent(&run, &name)?;
 
     // A supervisor that was killed together with its keeper leaves the folder behind. Holding the
     // lock proves that no other mesh uses it.
@@ -67,14 +73,25 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
     }
 
     private_dir(&run)?;
-    check_run_dir(&run, &name)?;
+    check_run_dir(&run)?;
+
+    // Held open until the mesh ends, so that no other folder gets the number of one of these.
+    let (run_dir, state_dir) = (fs::canonicalize(&run)?, fs::canonicalize(&state)?);
+    let (covered, held): (Vec<_>, Vec<_>) = [&run_dir, &state_dir]
+        .into_iter()
+        .map(|dir| Folder::hold(dir).with_context(|| format!("opening {}", dir.display())))
+        .collect::<anyhow::Result<Vec<_>>>()?
+        .into_iter()
+        .unzip();
+
     let config = NodeConfig {
         name,
         dirs,
         images,
         image_files,
-        run_dir: fs::canonicalize(&run)?,
-        state_dir: fs::canonicalize(&state)?,
+        run_dir,
+        state_dir,
+        covered,
         gateways,
         control_args,
         sidecar_args,
@@ -84,6 +101,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         channel: -1,
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
+        umask: users_umask.as_raw_mode(),
         open_files: raise_open_files(),
     };
 
@@ -98,7 +116,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
     };
 
     let outcome = runtime.block_on(supervise(config, server_options, &mut *on_event));
-    drop(runtime);
+    drop((runtime, held));
 
     // Usually the keeper has removed the folder; a keeper that was killed has not.
     let _ = fs::remove_dir_all(&run);
@@ -170,25 +188,35 @@ fn private_dir(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("creating {}", path.display()))
 }
 
-/// Refuses a run folder that belongs to another user (anyone may create folders in `/tmp`) or whose
-/// path is too long for Unix sockets (`sun_path` holds 107 bytes).
-fn check_run_dir(run: &Path, name: &str) -> anyhow::Result<()> {
+/// Refuses the default run folder's parent if another user has made it: anyone may create folders
+/// in `/tmp`. The parent of a folder that the user chose is the user's business.
+fn check_parent(run: &Path, name: &str) -> anyhow::Result<()> {
+    match run.parent() {
+        Some(parent) if run == run_dir(name) && parent.symlink_metadata().is_ok() => {
+            check_owner(parent)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_owner(dir: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::MetadataExt as _;
 
-    let own = rustix::process::geteuid().as_raw();
-
-    // The default folder's parent is ours as well. The parent of a folder that the user chose is
-    // not checked.
-    let parent = run.parent().filter(|_| run == run_dir(name));
-    for dir in std::iter::once(run).chain(parent) {
-        let owner = fs::symlink_metadata(dir)?.uid();
-        if owner != own && owner != 0 {
-            bail!(
-                "{} belongs to another user ({owner}); choose another folder with --run-dir",
-                dir.display()
-            );
-        }
+    let owner = fs::symlink_metadata(dir)?.uid();
+    if owner != rustix::process::geteuid().as_raw() && owner != 0 {
+        bail!(
+            "{} belongs to another user ({owner}); choose another folder with --run-dir",
+            dir.display()
+        );
     }
+
+    Ok(())
+}
+
+/// Refuses a run folder that belongs to another user or whose path is too long for Unix sockets
+/// (`sun_path` holds 107 bytes).
+fn check_run_dir(run: &Path) -> anyhow::Result<()> {
+    check_owner(run)?;
 
     if run.join("control.sock").as_os_str().len() > 107 {
         bail!(

@@ -5,6 +5,7 @@
 
 mod changes;
 mod commands;
+mod covers;
 mod deaths;
 mod disk;
 mod edge;

@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use anyhow::Context as _;
+use rustix::fs::Mode;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::thread::{
     LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags, move_into_link_name_space,
@@ -13,7 +14,7 @@ use rustix::thread::{
 };
 
 use super::spec::{Identity, LaunchSpec};
-use super::{LAUNCH_FAILED, init, mounts, users};
+use super::{LAUNCH_FAILED, covers, init, mounts, users};
 use crate::{limits, memfd, sys};
 
 /// Entry point of the hidden role: reads a [`LaunchSpec`] from the inherited descriptor `fd` and
@@ -40,12 +41,11 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
     } else if !spec.files.is_empty() || !spec.hide.is_empty() || spec.isolate.is_some() {
         sys::unshare(UnshareFlags::NEWNS).context("a mount namespace of its own")?;
         mounts::detach()?;
+        covers::pin(&spec.hide)?;
         for (source, target) in &spec.files {
             mounts::cover(source, target)?;
         }
-        for target in &spec.hide {
-            mounts::hide(target)?;
-        }
+        covers::cover(&spec.hide)?;
     }
 
     if spec.ends_together {
@@ -65,7 +65,7 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
 /// Moves into new user, PID, mount, IPC and host-name namespaces.
 ///
 /// Mounts made before this are locked for the program, since they belong to the outer user
-/// namespace: the program cannot unmount what hides the mesh's folders.
+/// namespace: the program cannot unmount what covers the mesh's folders and pins their names.
 fn isolate(identity: &Identity) -> anyhow::Result<()> {
     let flags =
         UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
@@ -96,6 +96,9 @@ fn execute(spec: &LaunchSpec) -> anyhow::Result<i32> {
     let (program, arguments) = spec.argv.split_first().context("no program to launch")?;
     for fd in &spec.keep {
         sys::keep_across_exec(*fd).context("descriptor to pass on")?;
+    }
+    if let Some(mask) = spec.umask {
+        rustix::process::umask(Mode::from_raw_mode(mask));
     }
     if let Some(soft) = spec.open_files {
         limits::set_open_files(soft).context("limit of open files")?;

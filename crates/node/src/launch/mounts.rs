@@ -23,15 +23,6 @@ pub(crate) fn cover(source: &Path, target: &Path) -> anyhow::Result<bool> {
     }
 }
 
-/// Mounts an empty read-only directory over `target`, if `target` exists.
-pub(crate) fn hide(target: &Path) -> anyhow::Result<()> {
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    match mount("tmpfs", target, "tmpfs", flags, Some(c"size=4k,mode=555")) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-        Err(e) => Err(e).with_context(|| format!("hiding {}", target.display())),
-    }
-}
-
 /// Mounts `/proc` of the current PID namespace.
 pub(crate) fn proc() -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;

@@ -3,6 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use super::covers::Folder;
 use serde::{Deserialize, Serialize};
 
 /// A program, and the namespaces, mounts and limits that it gets.
@@ -20,8 +21,9 @@ pub(crate) struct LaunchSpec {
     pub(crate) netns: Option<RawFd>,
     /// Bind mounts, as (source, target). A target that does not exist is skipped.
     pub(crate) files: Vec<(PathBuf, PathBuf)>,
-    /// Directories over which an empty read-only directory is mounted.
-    pub(crate) hide: Vec<PathBuf>,
+    /// Folders that the program must not reach. Where one of them is not where it was, the program
+    /// is not started.
+    pub(crate) hide: Vec<Folder>,
     /// Run in new user and PID namespaces, so that the program can neither see nor signal the proxy
     /// beside it.
     pub(crate) isolate: Option<Identity>,
@@ -29,6 +31,9 @@ pub(crate) struct LaunchSpec {
     pub(crate) join: Option<RawFd>,
     /// Run in a PID namespace, so that all descendants die with the program, even if it is killed.
     pub(crate) ends_together: bool,
+    /// Permissions that new files of the program lack; `None` keeps the node's, which lets nobody
+    /// but the user in.
+    pub(crate) umask: Option<u32>,
     /// Soft limit of open files; `None` keeps the node's.
     pub(crate) open_files: Option<u64>,
     /// Descriptors that the program inherits under the same numbers.

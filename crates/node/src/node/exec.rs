@@ -43,6 +43,7 @@ pub(super) fn spawn(
             &LaunchSpec {
                 argv,
                 env: all,
+                umask: Some(node.context.config.umask),
                 open_files,
                 ..LaunchSpec::default()
             },
