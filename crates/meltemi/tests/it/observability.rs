@@ -316,9 +316,13 @@ fn admin(mesh: &Mesh, peers: &Peers) {
     let get = |path: &str| ask(&[&format!("http://127.0.0.1:15000{path}")]);
     assert_eq!(ask(&["http://127.0.0.1:15021/healthz/ready"]).status, 200);
     assert_eq!(get("/ready").text, "LIVE");
-    let filtered = get("/stats?filter=^cds%5C.");
+    let filtered = get("/stats?filter=^cluster_manager%5C.cds%5C.");
     assert!(
-        !filtered.text.is_empty() && filtered.text.lines().all(|line| line.starts_with("cds.")),
+        !filtered.text.is_empty()
+            && filtered
+                .text
+                .lines()
+                .all(|line| line.starts_with("cluster_manager.cds.")),
         "{filtered:?}"
     );
 

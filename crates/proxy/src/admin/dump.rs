@@ -207,9 +207,15 @@ fn error_state(reflection: &Reflection, refused: &Refused) -> Value {
 }
 
 fn bootstrap_dump(reflection: &Reflection, bootstrap: &Any, since: SystemTime) -> Value {
+    let mut bootstrap = shown(reflection, bootstrap);
+    // The field has this type, which an Any has to name.
+    if let Value::Object(fields) = &mut bootstrap {
+        fields.remove("@type");
+    }
+
     json!({
         "@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump",
-        "bootstrap": shown(reflection, bootstrap),
+        "bootstrap": bootstrap,
         "last_updated": time(since),
     })
 }
