@@ -46,11 +46,14 @@ pub enum AppendAction {
     OverwriteIfExists,
 }
 
-/// Fields that no configuration may change: they decide where a message ends.
-const FRAMING: [&str; 4] = [
+/// Fields that no configuration may change: they decide where a message ends, or what becomes of
+/// its connection.
+const FRAMING: [&str; 6] = [
     "content-length",
     "transfer-encoding",
     "connection",
+    "keep-alive",
+    "proxy-connection",
     "upgrade",
 ];
 

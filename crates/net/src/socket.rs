@@ -192,6 +192,22 @@ pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
     address.ok()?.as_socket()
 }
 
+/// Whether the connection is over in both directions: the peer has reset it. Reads nothing.
+pub fn is_reset(stream: &TcpStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    let mut polled = [PollFd::new(stream, PollFlags::empty())];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // If the kernel cannot say, the connection counts as alive; its next use will tell.
+    poll(&mut polled, Some(&at_once)).is_ok()
+        && polled[0]
+            .revents()
+            .intersects(PollFlags::HUP | PollFlags::ERR)
+}
+
 /// Makes the close of the connection send RST instead of FIN.
 pub fn reset_on_close(stream: &TcpStream) {
     // If this fails, the connection is closed with FIN, which does no harm.

@@ -8,6 +8,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -174,23 +175,14 @@ impl<'a> BodyIn<'a> {
         }
     }
 
-    /// Resolves when the peer is gone after its whole body has been read; never, where that cannot
-    /// be told.
+    /// Resolves when the peer of HTTP/1.1 is gone. It never does for a stream of HTTP/2, which has
+    /// a reset of its own. Cancellation-safe.
     pub async fn gone(&mut self) {
-        if let Self::H1(body) = self {
-            settle_h1(body);
-            if body.reader.is_done()
-                && body.input.is_empty()
-                && matches!(body.input.fill(body.io).await, Ok(0) | Err(_))
-            {
-                return;
-            }
+        match self {
+            Self::H1(body) => gone_h1(body).await,
+            Self::Piped(body) => body.gone().await,
+            Self::Empty | Self::H2(_) => std::future::pending().await,
         }
-        if let Self::Piped(body) = self {
-            body.gone().await;
-        }
-
-        std::future::pending().await
     }
 
     /// Consumes the piece returned last. Call this before abandoning the body.
@@ -200,6 +192,33 @@ impl<'a> BodyIn<'a> {
             Self::Piped(body) => body.settle(),
             Self::Empty | Self::H2(_) => {}
         }
+    }
+}
+
+/// How many unread bytes a connection may hold that is watched for its end.
+const READ_AHEAD: usize = 16 * 1024;
+
+/// How often a connection is looked at that holds so much.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+async fn gone_h1(body: &mut H1BodyIn<'_>) {
+    settle_h1(body);
+
+    // The end of a connection stands behind the bytes that the peer sent before, so read those.
+    while body.input.bytes().len() < READ_AHEAD {
+        match body.input.fill(body.io).await {
+            // The peer has sent another request and then its last byte: it still reads.
+            Ok(0) if body.reader.is_done() && !body.input.is_empty() => break,
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+
+    while !body
+        .io
+        .with(|stream| meltemi_net::socket::is_reset(stream.socket()))
+    {
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
@@ -232,6 +251,9 @@ pub enum BodyOut<'a> {
         head: Vec<u8>,
         /// In chunks.
         chunked: bool,
+        /// The head allows no body: a filter may have made it a 204 of a response with one. What
+        /// follows would be read as another response, so it is dropped.
+        is_bodyless: bool,
     },
     /// To an HTTP/2 stream.
     H2(h2::SendStream<Bytes>),
@@ -253,9 +275,14 @@ impl BodyOut<'_> {
     pub async fn data(&mut self, data: Data<'_>) -> io::Result<()> {
         match self {
             Self::Discard => Ok(()),
-            Self::H1 { io, head, chunked } => {
+            Self::H1 {
+                io,
+                head,
+                chunked,
+                is_bodyless,
+            } => {
                 let bytes = data.as_slice();
-                if bytes.is_empty() {
+                if bytes.is_empty() || *is_bodyless {
                     return Ok(());
                 }
                 if *chunked {
@@ -279,6 +306,7 @@ impl BodyOut<'_> {
             io,
             head,
             chunked: true,
+            ..
         } = self
         {
             let bytes = data.as_slice();
@@ -303,7 +331,9 @@ impl BodyOut<'_> {
     pub async fn finish(&mut self, trailers: Option<HeaderMap>) -> io::Result<()> {
         match self {
             Self::Discard => Ok(()),
-            Self::H1 { io, head, chunked } => {
+            Self::H1 {
+                io, head, chunked, ..
+            } => {
                 if *chunked {
                     head.extend_from_slice(b"0\r\n\r\n");
                 }

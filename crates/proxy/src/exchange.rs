@@ -62,6 +62,7 @@ pub async fn serve(incoming: Incoming<'_>) -> Ended {
     let _active = ActiveRequest::of(counts.clone());
     let mut exchange = Exchange::new(worker, conn, &view, &http, &counts);
     exchange.info.protocol = Some(head.version);
+    exchange.is_head = head.method() == "HEAD";
     if http.filters.grpc_stats && head.is_grpc() {
         exchange.info.messages = Some(Rc::default());
     }
@@ -326,11 +327,7 @@ async fn answer(
         }
     };
 
-    let framing = match head.method() == "HEAD" || matches!(reply.status, 204 | 304) {
-        true => BodyFraming::Nothing,
-        false if body.is_empty() => BodyFraming::Empty,
-        false => BodyFraming::Body,
-    };
+    let framing = BodyFraming::of(exchange.is_head, exchange.response.status, body.is_empty());
 
     let sent = async {
         let mut out = responder.start(&mut exchange.response, framing)?;

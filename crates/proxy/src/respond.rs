@@ -51,6 +51,17 @@ pub enum BodyFraming {
     Body,
 }
 
+impl BodyFraming {
+    /// By the client's method and the status that the client gets. `is_empty`: there is no body.
+    pub fn of(is_head: bool, status: u16, is_empty: bool) -> Self {
+        match is_empty {
+            _ if is_head || matches!(status, 204 | 304) => Self::Nothing,
+            true => Self::Empty,
+            false => Self::Body,
+        }
+    }
+}
+
 impl<'a> Responder<'a> {
     /// Prepares the head; it goes out with the first piece of the body, or when the body is flushed
     /// or finished.
@@ -71,7 +82,7 @@ impl<'a> Responder<'a> {
                     to.keep_alive.set(false);
                 }
                 codec::strip_hop_by_hop(head.fields_mut());
-                if framing == BodyFraming::Empty && !matches!(head.status, 204 | 304) {
+                if framing == BodyFraming::Empty {
                     head.fields_mut().set("content-length", b"0");
                 }
                 let unknown =
@@ -90,6 +101,7 @@ impl<'a> Responder<'a> {
                     io: to.io,
                     head: out,
                     chunked,
+                    is_bodyless: framing != BodyFraming::Body,
                 })
             }
             Self::H2(to) => {

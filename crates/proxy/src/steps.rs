@@ -125,8 +125,13 @@ pub async fn request(
                 Step::Continue => break,
                 Step::Reply(reply) => return Err(Stop::Reply(reply)),
                 Step::Call(call) => {
+                    let limits = limits(inputs, info);
+                    let call = call::perform(inputs.worker, inputs.conn, call);
                     next = Next::Called(tokio::select! {
-                        result = call::perform(inputs.worker, inputs.conn, call) => result,
+                        result = hold::within(limits, call) => match result {
+                            Some(result) => result,
+                            None => return Err(too_slow(inputs, &limits)),
+                        },
                         () = responder.left(body) => return Err(Stop::Gone),
                     });
                 }
@@ -175,16 +180,7 @@ async fn hold_request(
     body: &mut BodyIn<'_>,
     info: &mut StreamInfo,
 ) -> Result<(), Stop> {
-    let http = inputs.http;
-    let limits = hold::Limits {
-        idle: http.stream_idle_timeout,
-        whole: [http.request_timeout, http.max_stream_duration]
-            .into_iter()
-            .flatten()
-            .min()
-            .map(|limit| info.start + limit),
-    };
-
+    let limits = limits(inputs, info);
     let gathered = held.gather(hold, body, limits).await;
     if held.is_whole() {
         let ended = info.request_end.get().unwrap_or_else(Instant::now);
@@ -204,10 +200,31 @@ async fn hold_request(
             Stop::Reply(Box::new(reply))
         }
         Gathered::Failed(error) => hold::failed(error),
-        Gathered::Enough | Gathered::Slow => {
-            Stop::Reply(Box::new(hold::too_slow(&limits, &inputs.conn.chain)))
-        }
+        Gathered::Enough | Gathered::Slow => too_slow(inputs, &limits),
     })
+}
+
+/// How long a request may wait at a filter, for its body or for an answer.
+fn limits(inputs: FilterInputs<'_>, info: &StreamInfo) -> hold::Limits {
+    let http = inputs.http;
+    // A request that has come whole is no longer under the request's own limit.
+    let request = match info.request_end.get() {
+        None => http.request_timeout,
+        Some(_) => None,
+    };
+
+    hold::Limits {
+        idle: http.stream_idle_timeout,
+        whole: [request, http.max_stream_duration]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|limit| info.start + limit),
+    }
+}
+
+fn too_slow(inputs: FilterInputs<'_>, limits: &hold::Limits) -> Stop {
+    Stop::Reply(Box::new(hold::too_slow(limits, &inputs.conn.chain)))
 }
 
 /// Lets filters see the response, last first. `body` is the upstream's, if it comes from there.

@@ -23,7 +23,6 @@ use self::mutation::Mutation;
 use self::verdict::{Allowed, Refusal, Verdict};
 use crate::counter::Counter;
 use crate::flag::ResponseFlag;
-use crate::head::Known;
 use crate::header_ops::HeaderOps;
 use crate::http::context::{RequestContext, ResponseContext};
 use crate::http::phase::{Beyond, Call, CallResult, Event, Hold, Step};
@@ -230,10 +229,8 @@ impl ExtAuthz {
             };
         }
 
-        // The bytes after an upgrade are no body.
-        let upgrade = cx.head.fields().has(Known::Upgrade);
         match self.body_settings(routes) {
-            Some(settings) if cx.has_body && !upgrade => Step::Hold(settings.hold()),
+            Some(settings) if cx.has_body => Step::Hold(settings.hold()),
             _ => self.ask(routes, None, cx),
         }
     }
@@ -268,6 +265,10 @@ impl ExtAuthz {
         match answer.verdict {
             Verdict::Allowed(allowed) => self.allow(*allowed, cx),
             Verdict::Denied(refusal) => self.deny(*refusal, cx),
+            Verdict::Unaskable(how) => {
+                count(&self.counters.error, cx);
+                self.failed(None, how, cx)
+            }
             Verdict::Error(refusal, how) => {
                 count(&self.counters.error, cx);
                 if !self.failure.allow {

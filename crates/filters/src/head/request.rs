@@ -3,6 +3,14 @@
 use super::fields::{Fields, Span};
 use super::{HttpVersion, Known, is_grpc_content_type};
 
+/// A token (RFC 9110 §9.1) without small letters: to some server `get` is GET, and no policy says
+/// so.
+fn is_method(text: &str) -> bool {
+    let token =
+        |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&b);
+    text.bytes().all(token)
+}
+
 /// A request without its body.
 #[derive(Debug, Clone, Default)]
 pub struct RequestHead {
@@ -171,21 +179,23 @@ impl RequestHead {
         Some(Some(value).filter(|v| !v.is_empty()))
     }
 
-    /// Replaces a field or pseudo-field. Pseudo-fields take ASCII without spaces and controls; else
-    /// nothing happens.
+    /// Replaces a field or pseudo-field. Nothing happens where a pseudo-field would make a request
+    /// line that no server reads as it is meant.
     pub fn set(&mut self, name: &str, value: &[u8]) {
         if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
-            let Some(text) = std::str::from_utf8(value)
-                .ok()
-                .filter(|t| t.bytes().all(|b| b > 0x20 && b < 0x7f))
-            else {
+            let visible =
+                |text: &&str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+            let Some(text) = std::str::from_utf8(value).ok().filter(visible) else {
                 return;
             };
 
             match name {
-                ":method" => self.set_method(text),
-                ":path" => self.set_path(text),
+                ":method" if is_method(text) => self.set_method(text),
+                ":path" if text.starts_with('/') || text == "*" => self.set_path(text),
                 ":scheme" => self.set_scheme(text),
+                ":method" | ":path" => {}
+                ":authority" => self.set_authority(text),
+                _ if name.starts_with(':') => {}
                 _ => self.set_authority(text),
             }
         } else {

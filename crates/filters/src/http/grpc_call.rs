@@ -146,7 +146,10 @@ mod tests {
 
         assert_eq!(get(fetched(body, "14")), GrpcError::Status(14));
         assert!(matches!(get(fetched(two, "0")), GrpcError::Malformed(_)));
-        let failed = CallResult::Fetched(Err(FetchError("timeout".into())));
+        let failed = CallResult::Fetched(Err(FetchError {
+            reason: "timeout".into(),
+            is_unsendable: false,
+        }));
         assert_eq!(get(failed).to_string(), "timeout");
 
         let mut unavailable = Fetched::default();

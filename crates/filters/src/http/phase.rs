@@ -130,7 +130,13 @@ pub struct Fetched {
     pub trailers: Fields,
 }
 
-/// Why a [`Fetch`] has no response, in words that name what failed.
+/// Why a [`Fetch`] has no response.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct FetchError(pub Box<str>);
+#[error("{reason}")]
+pub struct FetchError {
+    /// Words that name what failed.
+    pub reason: Box<str>,
+    /// The request cannot be written in the service's protocol. Where it carries what a client
+    /// sent, the client chooses whether this happens: no filter may take it for an outage.
+    pub is_unsendable: bool,
+}

@@ -45,6 +45,8 @@ pub struct Exchange<'a> {
     pub info: StreamInfo,
     /// The client.
     pub remote: SocketAddr,
+    /// The client asked with HEAD, whatever filters have made of the method: it expects no body.
+    pub is_head: bool,
     /// The response's head as the client gets it.
     pub response: ResponseHead,
     /// The response's trailers, if there were any.
@@ -67,6 +69,7 @@ impl<'a> Exchange<'a> {
         Self {
             info: StreamInfo::new(worker.random()),
             remote: conn.info.remote,
+            is_head: false,
             response: ResponseHead::default(),
             trailers: None,
             in_mesh: false,

@@ -90,6 +90,8 @@ pub fn fire(
 
     for shot in shots {
         let mut head = head.clone();
+        // Nobody speaks the other protocol with a mirror.
+        head.remove("upgrade");
         if let Some(host) = &shot.host {
             head.set_authority(host);
         }

@@ -7,7 +7,7 @@ use meltemi_filters::head::Fields;
 use meltemi_filters::http::{Call, CallResult, Fetch, FetchError, Fetched};
 
 use crate::downstream::Downstream;
-use crate::upstream::fetch::{FetchRequest, ResponseBody, fetch};
+use crate::upstream::fetch::{Failed, FetchRequest, ResponseBody, fetch};
 use crate::worker::Worker;
 
 /// Performs a call. Dropping the future gives it up.
@@ -43,8 +43,10 @@ async fn fetched(
     };
     let response = fetch(worker, &cluster, request).await.map_err(|error| {
         let at = error.endpoint.map(|at| format!("endpoint {at}: "));
-        let reason = format!("{}{}", at.unwrap_or_default(), error.failed);
-        FetchError(reason.into())
+        FetchError {
+            reason: format!("{}{}", at.unwrap_or_default(), error.failed).into(),
+            is_unsendable: matches!(error.failed, Failed::BadRequest(_)),
+        }
     })?;
 
     let mut trailers = Fields::new();

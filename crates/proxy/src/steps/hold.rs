@@ -18,7 +18,7 @@ pub(super) struct Held {
     ended: bool,
 }
 
-/// How long a body may take to come.
+/// How long a body, or an answer, may take to come.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// Between two pieces.
@@ -93,7 +93,7 @@ impl Held {
 }
 
 /// `None` if a limit passes first.
-async fn within<T>(limits: Limits, future: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn within<T>(limits: Limits, future: impl Future<Output = T>) -> Option<T> {
     let idle = limits.idle.map(|idle| Instant::now() + idle);
     match [idle, limits.whole].into_iter().flatten().min() {
         None => Some(future.await),

@@ -132,6 +132,7 @@ impl Carrier {
                 let io = &pooled.connection.io;
                 let input = &mut pooled.connection.input;
                 let up = BodyOut::H1 {
+                    is_bodyless: false,
                     io,
                     head: out,
                     chunked,

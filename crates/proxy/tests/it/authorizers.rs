@@ -146,10 +146,41 @@ fn answer(ask: &str, told: String) -> Option<(i32, Option<Answer>)> {
             };
             (0, Some(Answer::OkResponse(all)))
         }
+        "status-204" | "status-304" | "method-head" | "method-get" | "pseudo" | "long" => {
+            (0, Some(Answer::OkResponse(odd(ask))))
+        }
         "plain" => (0, None),
         "fail" => return None,
         _ => (0, Some(Answer::OkResponse(ok))),
     })
+}
+
+/// Answers that would break a message if they were taken at their word.
+fn odd(ask: &str) -> auth::OkHttpResponse {
+    use core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd;
+
+    let set = |key: &str, value: &str| header(key, value, OverwriteIfExistsOrAdd);
+    let request = |headers| auth::OkHttpResponse {
+        headers,
+        ..Default::default()
+    };
+    match ask {
+        "method-head" => request(vec![set(":method", "HEAD")]),
+        "method-get" => request(vec![set(":method", "GET")]),
+        "pseudo" => request(vec![
+            set(":status", "200"),
+            set(":method", ""),
+            set(":method", "get"),
+            set(":path", ""),
+            set(":path", "relative"),
+            set(":authority", ""),
+        ]),
+        "long" => request(vec![set("x-long", &"x".repeat(70_000))]),
+        status => auth::OkHttpResponse {
+            response_headers_to_add: vec![set(":status", &status["status-".len()..])],
+            ..Default::default()
+        },
+    }
 }
 
 struct Grpc;
@@ -235,6 +266,8 @@ pub async fn http() -> SocketAddr {
                     .to_owned(),
                 "go there",
             ),
+            "switch" => ("101 Switching Protocols", String::new(), ""),
+            "odd-status" => ("999 Odd", String::new(), "odd"),
             "error" => ("500 Internal Server Error", String::new(), "oh no"),
             "headers" => (
                 "200 OK",

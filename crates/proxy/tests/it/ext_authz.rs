@@ -1,5 +1,7 @@
 //! External authorization with real services behind it, alone and beside Envoy.
 
+mod tricks;
+
 use std::time::Duration;
 
 use meltemi_proto::envoy::config::cluster::v3::Cluster;
@@ -9,7 +11,9 @@ use meltemi_proto::envoy::config::rbac::v3 as rbac;
 use meltemi_proto::envoy::config::route::v3 as route;
 use meltemi_proto::envoy::extensions::filters::http::ext_authz::v3 as proto;
 use meltemi_proto::envoy::extensions::filters::http::rbac::v3 as http_rbac;
-use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
+use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter,
+};
 use meltemi_proto::envoy::r#type::matcher::v3 as matcher;
 use meltemi_proto::envoy::r#type::v3::HttpStatus;
 use meltemi_proto::google::protobuf::BoolValue;
@@ -108,6 +112,16 @@ fn filter(config: &proto::ExtAuthz) -> HttpFilter {
 
 /// A listener with filters before the router.
 fn with(name: &str, log: &str, filters: Vec<HttpFilter>) -> Listener {
+    with_manager(name, log, filters, |_| {})
+}
+
+/// The same, with changes to its connection manager.
+fn with_manager(
+    name: &str,
+    log: &str,
+    filters: Vec<HttpFilter>,
+    change: impl FnOnce(&mut HttpConnectionManager),
+) -> Listener {
     let mut off = forward("/off", "up");
     let disabled = proto::ExtAuthzPerRoute {
         r#override: Some(proto::ext_authz_per_route::Override::Disabled(true)),
@@ -143,6 +157,8 @@ fn with(name: &str, log: &str, filters: Vec<HttpFilter>) -> Listener {
     if log == "/dev/stdout" {
         manager.access_log.push(log_as(log, ours));
     }
+
+    change(&mut manager);
 
     listener(name, vec![http_chain(&manager)])
 }

@@ -180,6 +180,18 @@ impl Client {
         read_message(&mut self.stream, &mut self.waiting).await
     }
 
+    /// The next head, of a response without a body.
+    pub async fn read_head(&mut self) -> String {
+        loop {
+            if let Some(end) = self.waiting.windows(4).position(|w| w == b"\r\n\r\n") {
+                let head: Vec<u8> = self.waiting.drain(..end + 4).collect();
+                return String::from_utf8(head).expect("text");
+            }
+            let read = self.stream.read_buf(&mut self.waiting).await;
+            assert!(read.expect("reads") > 0, "the connection ended");
+        }
+    }
+
     pub async fn ask(&mut self, request: &str) -> (String, String) {
         self.send(request.replace('\n', "\r\n")).await;
         let (head, body) = self.receive().await.expect("a response");

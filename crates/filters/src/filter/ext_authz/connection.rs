@@ -135,6 +135,7 @@ impl ConnectionAuthz {
         let (details, how) = match verdict::of_grpc(answer).verdict {
             Verdict::Allowed(_) => return None,
             Verdict::Error(..) if self.fail_open => return None,
+            Verdict::Unaskable(how) => ("ext_authz_error", how),
             Verdict::Denied(_) => ("ext_authz_denied", "denied".into()),
             Verdict::Error(_, how) => ("ext_authz_error", how),
         };
@@ -191,7 +192,10 @@ mod tests {
     }
 
     fn failure() -> CallResult {
-        CallResult::Fetched(Err(FetchError("no endpoint".into())))
+        CallResult::Fetched(Err(FetchError {
+            reason: "no endpoint".into(),
+            is_unsendable: false,
+        }))
     }
 
     #[test]

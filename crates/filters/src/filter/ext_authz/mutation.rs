@@ -102,6 +102,11 @@ impl Mutation {
         read.collect()
     }
 
+    /// Bytes of name and value.
+    pub(super) fn len(&self) -> usize {
+        self.name.len() + self.value.len()
+    }
+
     /// Whether name and value may stand in a head.
     pub(super) fn is_valid(&self) -> bool {
         let value = |byte: &u8| *byte == b'\t' || (*byte >= 0x20 && *byte != 0x7f);

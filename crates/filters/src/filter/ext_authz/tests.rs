@@ -308,7 +308,12 @@ fn a_refusal_is_passed_on() {
 
 #[test]
 fn a_failure_closes_or_opens_as_configured() {
-    let timeout = || CallResult::Fetched(Err(FetchError("timeout".into())));
+    let timeout = || {
+        CallResult::Fetched(Err(FetchError {
+            reason: "timeout".into(),
+            is_unsendable: false,
+        }))
+    };
     let mut message = proto::ExtAuthz {
         status_on_error: Some(HttpStatus { code: 503 }),
         ..grpc()

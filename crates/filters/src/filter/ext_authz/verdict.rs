@@ -11,9 +11,14 @@ use meltemi_proto::envoy::r#type::v3::HttpStatus;
 use super::mutation::{self, Mutation};
 use super::{HttpService, Names};
 use crate::head::{RequestHead, ResponseHead};
-use crate::http::grpc_call;
-use crate::http::phase::{CallResult, Fetched};
+use crate::http::grpc_call::{self, GrpcError};
+use crate::http::phase::{CallResult, FetchError, Fetched};
 use crate::metadata::Value;
+
+/// The most bytes that an answer may add to a request and its response: as much as a head may have.
+const MAX_MUTATIONS: usize = 64 * 1024;
+
+const TOO_LONG: &str = "the answer adds more than 64 KiB of headers";
 
 /// An answer, with the dynamic metadata that comes with it.
 #[derive(Debug)]
@@ -29,6 +34,9 @@ pub(super) enum Verdict {
     Denied(Box<Refusal>),
     /// Nothing was decided: why, and what the service wants said.
     Error(Option<Box<Refusal>>, Cow<'static, str>),
+    /// The request cannot be put to the service. The client has chosen its bytes, so that it never
+    /// passes, whatever happens in an outage.
+    Unaskable(Cow<'static, str>),
 }
 
 /// The changes that go with leave to pass.
@@ -59,6 +67,16 @@ impl Allowed {
             && self.remove_query.is_empty())
     }
 
+    /// Bytes of all names and values.
+    fn len(&self) -> usize {
+        let headers = self.request.iter().chain(&self.response);
+        let parameters = self.set_query.iter();
+        headers.map(Mutation::len).sum::<usize>()
+            + parameters
+                .map(|(name, value)| name.len() + value.len())
+                .sum::<usize>()
+    }
+
     pub(super) fn is_valid(&self) -> bool {
         let query = |text: &str| text.bytes().all(|byte| byte > 0x20 && byte < 0x7f);
         let mut headers = self.request.iter().chain(&self.response);
@@ -73,9 +91,10 @@ impl Allowed {
         mutation::apply(&self.request, head);
         for name in &self.remove {
             // A request cannot be without its line, its host and its framing.
-            let removable = !name.starts_with(':') && !crate::header_ops::is_framing(name);
+            let name = name.to_ascii_lowercase();
+            let removable = !name.starts_with(':') && !crate::header_ops::is_framing(&name);
             if removable {
-                head.remove(name);
+                head.remove(&name);
             }
         }
         mutation::change_query(head, &self.set_query, &self.remove_query);
@@ -107,9 +126,20 @@ pub(super) fn of_grpc(result: CallResult) -> Answer {
     match grpc_call::answer::<auth::CheckResponse>(result) {
         Ok(response) => of_response(response),
         Err(error) => Answer {
-            verdict: Verdict::Error(None, error.to_string().into()),
+            verdict: match error {
+                GrpcError::Fetch(error) => unanswered(&error),
+                other => Verdict::Error(None, other.to_string().into()),
+            },
             metadata: None,
         },
+    }
+}
+
+fn unanswered(error: &FetchError) -> Verdict {
+    let how = error.to_string().into();
+    match error.is_unsendable {
+        true => Verdict::Unaskable(how),
+        false => Verdict::Error(None, how),
     }
 }
 
@@ -129,13 +159,17 @@ fn of_response(response: auth::CheckResponse) -> Answer {
                 metadata = Some(own);
             }
             let parameters = ok.query_parameters_to_set.into_iter();
-            Verdict::Allowed(Box::new(Allowed {
+            let allowed = Allowed {
                 request: Mutation::all(ok.headers),
                 remove: ok.headers_to_remove,
                 set_query: parameters.map(|one| (one.key, one.value)).collect(),
                 remove_query: ok.query_parameters_to_remove,
                 response: Mutation::all_of_response(ok.response_headers_to_add),
-            }))
+            };
+            match allowed.len() > MAX_MUTATIONS {
+                true => Verdict::Error(None, TOO_LONG.into()),
+                false => Verdict::Allowed(Box::new(allowed)),
+            }
         }
         (0, _) => Verdict::Allowed(Box::default()),
         (_, Some(HttpResponse::ErrorResponse(error))) => Verdict::Error(
@@ -155,7 +189,8 @@ fn of_response(response: auth::CheckResponse) -> Answer {
 }
 
 impl HttpService {
-    /// Reads the answer of an HTTP service: 200 allows, 5xx is a failure, all else denies.
+    /// Reads the answer of an HTTP service: 200 allows, other statuses below 500 deny, and what is
+    /// neither is a failure.
     pub(super) fn verdict(&self, result: CallResult) -> Answer {
         let error = |how: Cow<'static, str>| Answer {
             verdict: Verdict::Error(None, how),
@@ -163,19 +198,25 @@ impl HttpService {
         };
         let fetched = match result {
             CallResult::Fetched(Ok(fetched)) => fetched,
-            CallResult::Fetched(Err(why)) => return error(why.to_string().into()),
+            CallResult::Fetched(Err(why)) => {
+                return Answer {
+                    verdict: unanswered(&why),
+                    metadata: None,
+                };
+            }
             CallResult::Slept => return error("no response".into()),
         };
 
         let Fetched { head, body, .. } = *fetched;
         let verdict = match head.status {
-            500..600 => return error(format!("status {}", head.status).into()),
             200 => Verdict::Allowed(Box::new(self.allowed(&head))),
-            status => Verdict::Denied(Box::new(Refusal {
+            // Others than these are failures, or no final responses at all.
+            status @ 201..500 => Verdict::Denied(Box::new(Refusal {
                 status: Some(status),
                 headers: self.refusal_headers(&head),
                 body,
             })),
+            status => return error(format!("status {status}").into()),
         };
 
         Answer {

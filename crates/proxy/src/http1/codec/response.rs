@@ -105,7 +105,8 @@ pub fn read_response(
         connection.keep_alive && !body.chunked
     };
 
-    let persistent = may_persist && !connection.close;
+    // After a 101 the connection speaks another protocol.
+    let persistent = may_persist && !connection.close && status != 101;
 
     Ok(Some((
         end,

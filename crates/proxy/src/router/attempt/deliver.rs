@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use http::HeaderMap;
 use meltemi_filters::grpc::MessageCount;
-use meltemi_filters::head::RequestHead;
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 
 use super::failure::Failure;
@@ -131,13 +130,15 @@ impl Attempt<'_, '_> {
         } = self;
 
         let (keep_alive, upstream) = (start.terms.keep_alive, start.terms.framing);
+        let status = exchange.response.status;
         let mut reader = BodyReader::new(upstream);
         let no_continue = Cell::new(false);
         let mut from = match source {
             // A response without body brings none, whatever the stream still holds: a client could
             // not tell it from another response.
             ResponseSource::H2 { .. }
-                if framing(head, exchange.response.status, upstream) != BodyFraming::Body =>
+                if BodyFraming::of(head.method() == "HEAD", status, upstream == Framing::Empty)
+                    != BodyFraming::Body =>
             {
                 BodyIn::Empty
             }
@@ -155,7 +156,8 @@ impl Attempt<'_, '_> {
             responder.close_after();
         }
 
-        let framing = framing(head, exchange.response.status, upstream);
+        let status = exchange.response.status;
+        let framing = BodyFraming::of(exchange.is_head, status, upstream == Framing::Empty);
         let Ok(mut out) = responder.start(&mut exchange.response, framing) else {
             return Ok(Delivered {
                 ended: exchange.gone(),
@@ -193,15 +195,6 @@ impl Attempt<'_, '_> {
             ended,
             reusable: is_whole && keep_alive && reader.is_done(),
         })
-    }
-}
-
-/// What the client may expect after a head with this status.
-fn framing(head: &RequestHead, status: u16, upstream: Framing) -> BodyFraming {
-    match upstream {
-        _ if head.method() == "HEAD" || matches!(status, 204 | 304) => BodyFraming::Nothing,
-        Framing::Empty => BodyFraming::Empty,
-        _ => BodyFraming::Body,
     }
 }
 
