@@ -120,7 +120,8 @@ class Authority:
             f"subjectAltName=critical,URI:spiffe://cluster.local/ns/default/sa/{account}\n"
             "extendedKeyUsage=serverAuth,clientAuth\nkeyUsage=critical,digitalSignature\n")
         self.openssl("req", *self.new_key("key.pem"), "-out", "request.pem", "-subj", "/")
-        serial = int.from_bytes(os.urandom(8), "big") >> 1
+        # Positive, and of sixteen digits.
+        serial = int.from_bytes(os.urandom(8), "big") >> 1 | 1 << 62
         self.openssl("x509", "-req", "-in", "request.pem", "-CA", "root-cert.pem", "-CAkey", "ca.pem", "-set_serial", str(serial),
                      "-out", "cert-chain.pem", "-days", "1", "-extfile", "extensions")
         into.mkdir(parents=True, exist_ok=True)
