@@ -74,6 +74,10 @@ struct TypeState {
     /// Changes of the subscription that were not sent on this connection yet.
     subscribe: BTreeSet<String>,
     unsubscribe: BTreeSet<String>,
+    /// State of the world: names that were dropped and wanted again before a request said so. The
+    /// next request leaves them out and the one after it has them, since a server sends nothing
+    /// again to a client that asks for the same names.
+    dropped_between: BTreeSet<String>,
     changed: bool,
     /// Updates that the owner has not answered, by the nonce given to the owner.
     unanswered: HashMap<String, Applied>,
@@ -145,9 +149,12 @@ impl ClientSession {
 
     /// Subscribes to names. Names that are already subscribed are requested again.
     pub fn subscribe(&mut self, type_url: &str, names: impl Iterator<Item = String>) {
+        let variant = self.variant;
         let state = self.state(type_url);
         for name in names {
-            state.unsubscribe.remove(&name);
+            if state.unsubscribe.remove(&name) && variant == Variant::Sotw {
+                state.dropped_between.insert(name.clone());
+            }
             state.subscribe.insert(name.clone());
             state.wanted.names.insert(name);
             state.changed = true;
@@ -170,6 +177,7 @@ impl ClientSession {
         for name in names {
             if state.wanted.names.remove(&name) {
                 state.subscribe.remove(&name);
+                state.dropped_between.remove(&name);
                 if !state.wanted.wildcard {
                     state.held.remove(&name);
                 }
@@ -388,6 +396,7 @@ impl TypeState {
             announced: false,
             subscribe: BTreeSet::new(),
             unsubscribe: BTreeSet::new(),
+            dropped_between: BTreeSet::new(),
             changed: false,
             unanswered: HashMap::new(),
             answers: VecDeque::new(),
@@ -400,6 +409,7 @@ impl TypeState {
         self.announced = false;
         self.subscribe.clear();
         self.unsubscribe.clear();
+        self.dropped_between.clear();
         self.changed = false;
         self.answers.clear();
         self.nonce.clear();
@@ -475,11 +485,18 @@ impl TypeState {
         None
     }
 
-    fn sotw(&self, error: Option<String>) -> DiscoveryRequest {
+    fn sotw(&mut self, error: Option<String>) -> DiscoveryRequest {
+        let mut names = self.all_names();
+        let without = std::mem::take(&mut self.dropped_between);
+        if !without.is_empty() {
+            names.retain(|name| !without.contains(name));
+            self.changed = true;
+        }
+
         DiscoveryRequest {
             type_url: self.type_url.clone(),
             version_info: self.version.clone(),
-            resource_names: self.all_names(),
+            resource_names: names,
             response_nonce: self.nonce.clone(),
             error_detail: error.map(status),
             ..DiscoveryRequest::default()

@@ -5,8 +5,9 @@ use meltemi_proto::discovery::{
 };
 use meltemi_proto::envoy::config::cluster::v3::Cluster;
 use meltemi_proto::envoy::config::core::v3::Node;
+use meltemi_proto::envoy::config::route::v3::RouteConfiguration;
 use meltemi_proto::pack;
-use meltemi_proto::type_url::{CLUSTER, ENDPOINT};
+use meltemi_proto::type_url::{CLUSTER, ENDPOINT, ROUTE};
 
 use super::session::{ClientRequest, ClientResponse, ClientSession, Received};
 use super::{Subscription, Update};
@@ -277,5 +278,47 @@ fn state_of_the_world_finds_removals_and_keeps_the_accepted_version() {
     assert_eq!(
         updated(session.response(list("v6", "4", &[]))).removed,
         ["b"]
+    );
+}
+
+#[test]
+fn a_name_that_was_dropped_in_between_is_asked_for_anew() {
+    let mut session = session(Variant::Sotw);
+    let names = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| (*name).to_owned())
+            .collect::<Vec<_>>()
+    };
+    let route = |name: &str| {
+        pack(&RouteConfiguration {
+            name: name.to_owned(),
+            ..Default::default()
+        })
+    };
+    session.connected();
+    session.subscribe(ROUTE, names(&["a"]).into_iter());
+    while sotw(&mut session).is_some() {}
+
+    // The listener that names `a` goes and comes back while the response is on its way: the owner
+    // has dropped `a`, and the server believes that it has it.
+    session.unsubscribe(ROUTE, names(&["a"]).into_iter());
+    session.subscribe(ROUTE, names(&["b"]).into_iter());
+    let update = updated(session.response(ClientResponse::Sotw(DiscoveryResponse {
+        type_url: ROUTE.to_owned(),
+        nonce: "1".to_owned(),
+        resources: vec![route("a")],
+        ..Default::default()
+    })));
+    session.subscribe(ROUTE, names(&["a"]).into_iter());
+    session.ack(ROUTE, &update.nonce);
+
+    let asked: Vec<_> = std::iter::from_fn(|| sotw(&mut session))
+        .map(|request| request.resource_names)
+        .collect();
+    assert_eq!(asked[0], names(&["b"]));
+    assert!(
+        asked.len() > 1 && asked[1..].iter().all(|asked| *asked == names(&["a", "b"])),
+        "{asked:?}"
     );
 }
