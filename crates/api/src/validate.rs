@@ -21,7 +21,7 @@ mod workload;
 use meltemi_types::Diagnostic;
 
 use crate::mesh::{MESH_CONFIG_KEY, MESH_CONFIG_NAME, MeshConfig};
-use crate::object::{Object, Spec};
+use crate::object::{Meta, Object, Spec};
 use crate::schema::{Report, UnknownFields};
 
 /// Whether it is the ConfigMap that holds MeshConfig.
@@ -33,11 +33,14 @@ fn is_mesh_config(object: &Object) -> bool {
 pub fn validate(object: &Object) -> Vec<Diagnostic> {
     let mut report = Report::new("spec", UnknownFields::Refuse);
     let at = &mut report;
+    let Meta {
+        name, namespace, ..
+    } = &object.meta;
     match &object.spec {
-        Spec::VirtualService(spec) => virtual_service::check(spec, at),
-        Spec::DestinationRule(spec) => destination_rule::check(spec, at),
-        Spec::Gateway(spec) => gateway::check(spec, at),
-        Spec::ServiceEntry(spec) => service_entry::check(spec, at),
+        Spec::VirtualService(spec) => virtual_service::check(spec, namespace, at),
+        Spec::DestinationRule(spec) => destination_rule::check(spec, namespace, at),
+        Spec::Gateway(spec) => gateway::check(spec, name, at),
+        Spec::ServiceEntry(spec) => service_entry::check(spec, namespace, at),
         Spec::WorkloadEntry(spec) => workload::check_entry(spec, at),
         Spec::WorkloadGroup(spec) => workload::check_group(spec, at),
         Spec::Sidecar(spec) => sidecar::check(spec, at),

@@ -5,6 +5,7 @@
 //! formats, no wire messages; this crate imports nothing of ours.
 
 mod cidr;
+mod cipher_suite;
 mod diagnostic;
 mod go_bool;
 mod grpc;
@@ -17,6 +18,7 @@ mod protocol;
 mod spiffe;
 
 pub use cidr::{Cidr, CidrError};
+pub use cipher_suite::is_cipher_suite;
 pub use diagnostic::{Diagnostic, ObjectRef, Position, Severity};
 pub use go_bool::parse_go_bool;
 pub use grpc::{GrpcCode, GrpcCodeError};

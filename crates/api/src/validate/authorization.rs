@@ -329,6 +329,14 @@ fn check_value(value: &str, at: &mut Report) {
     }
 }
 
+/// Envoy takes so many variables in a template (`kPatternMatchingMaxVariablesPerUrl`).
+const MAX_TEMPLATES: usize = 5;
+
+/// A character of `pchar`, RFC 3986 §3.3. Source: Istio `IsValidLiteral`.
+fn is_path_literal(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()+,;:@=".contains(&byte)
+}
+
 /// `{*}` is one whole segment, `{**}` several and only once; no other `*` or braces beside them.
 fn check_path_template(path: &str, at: &mut Report) {
     if !path.contains('{') && !path.contains('}') {
@@ -347,6 +355,14 @@ fn check_path_template(path: &str, at: &mut Report) {
     }
 
     let mut deep = false;
+    let operators = path.matches("{*}").count() + path.matches("{**}").count();
+    if operators > MAX_TEMPLATES {
+        let message = format!(
+            "invalid or unsupported path {:?}: more than {MAX_TEMPLATES} of {{*}} and {{**}}",
+            shorten(path)
+        );
+        return at.error(INVALID, message, remedy);
+    }
 
     for segment in path.split('/') {
         let fault = match segment {
@@ -359,6 +375,9 @@ fn check_path_template(path: &str, at: &mut Report) {
             "{*}" => None,
             plain if plain.contains(['{', '}']) => Some("{*} and {**} must be whole segments"),
             plain if plain.contains('*') => Some("* cannot be used beside {*} or {**}"),
+            plain if !plain.bytes().all(is_path_literal) => {
+                Some("a segment beside {*} or {**} has characters of a path alone")
+            }
             _ => None,
         };
 

@@ -1,16 +1,17 @@
 //! DestinationRule.
 
-use meltemi_types::is_dns_label;
+use meltemi_types::{is_dns_label, plain_value_fault, target_fault};
 
 use super::rules::*;
 use crate::networking::{
     ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, ConsistentHashLb, DestinationRule,
-    H2UpgradePolicy, HttpSettings, LoadBalancerSettings, LocalityLbSetting, OutlierDetection,
-    PortTrafficPolicy, SimpleLb, Subset, TcpSettings, TrafficPolicy, TunnelSettings,
+    H2UpgradePolicy, HttpCookie, HttpSettings, LoadBalancerSettings, LocalityFailover,
+    LocalityLbSetting, OutlierDetection, PortTrafficPolicy, SimpleLb, Subset, TcpSettings,
+    TrafficPolicy, TunnelSettings, ZoneAwareLbSetting,
 };
 use crate::schema::{Report, shorten};
 
-pub(super) fn check(spec: &DestinationRule, at: &mut Report) {
+pub(super) fn check(spec: &DestinationRule, namespace: &str, at: &mut Report) {
     let DestinationRule {
         host,
         traffic_policy,
@@ -39,7 +40,11 @@ pub(super) fn check(spec: &DestinationRule, at: &mut Report) {
         }
     });
 
-    check_export_to(export_to, at);
+    let of = match workload_selector {
+        Some(_) => Exported::ForWorkloads,
+        None => Exported::Other,
+    };
+    check_export_to(export_to, namespace, of, at);
     check_selector("workloadSelector", workload_selector, at);
 
     if workload_selector
@@ -86,9 +91,17 @@ fn check_policy(policy: &TrafficPolicy, at: &mut Report) {
         tls,
         port_level_settings,
         tunnel,
-        proxy_protocol: _,
+        proxy_protocol,
         retry_budget,
     } = policy;
+
+    if tunnel.is_some() && proxy_protocol.is_some() {
+        at.error(
+            CONFLICT,
+            "tunnel and proxyProtocol must not be set together",
+            "keep one of them",
+        );
+    }
 
     if *policy == TrafficPolicy::default() {
         at.error(
@@ -102,34 +115,7 @@ fn check_policy(policy: &TrafficPolicy, at: &mut Report) {
     at.some("connectionPool", connection_pool, check_pool);
     at.some("outlierDetection", outlier_detection, check_outlier);
     at.some("tls", tls, check_tls);
-    at.each("portLevelSettings", port_level_settings, |settings, at| {
-        let PortTrafficPolicy {
-            port,
-            load_balancer,
-            connection_pool,
-            outlier_detection,
-            tls,
-        } = settings;
-
-        match port {
-            None => at.field("port", |at| {
-                at.error(
-                    MISSING,
-                    "portLevelSettings must specify a port",
-                    "add port.number",
-                )
-            }),
-            Some(port) => at.field("port", |at| {
-                at.field("number", |at| check_port(port.number, at))
-            }),
-        }
-
-        at.some("loadBalancer", load_balancer, check_load_balancer);
-        at.some("connectionPool", connection_pool, check_pool);
-        at.some("outlierDetection", outlier_detection, check_outlier);
-        at.some("tls", tls, check_tls);
-    });
-
+    at.each("portLevelSettings", port_level_settings, check_port_policy);
     at.some(
         "tunnel",
         tunnel,
@@ -160,6 +146,7 @@ fn check_policy(policy: &TrafficPolicy, at: &mut Report) {
     );
 
     at.some("retryBudget", retry_budget, |budget, at| {
+        check_duration_or_off("budgetInterval", budget.budget_interval, at);
         if budget
             .percent
             .is_some_and(|percent| !(0.0..=100.0).contains(&percent))
@@ -169,6 +156,46 @@ fn check_policy(policy: &TrafficPolicy, at: &mut Report) {
             });
         }
     });
+}
+
+fn check_port_policy(settings: &PortTrafficPolicy, at: &mut Report) {
+    let PortTrafficPolicy {
+        port,
+        load_balancer,
+        connection_pool,
+        outlier_detection,
+        tls,
+    } = settings;
+
+    match port {
+        None => at.field("port", |at| {
+            at.error(
+                MISSING,
+                "portLevelSettings must specify a port",
+                "add port.number",
+            )
+        }),
+        Some(port) => at.field("port", |at| {
+            at.field("number", |at| check_port(port.number, at))
+        }),
+    }
+
+    let blank = PortTrafficPolicy {
+        port: port.clone(),
+        ..PortTrafficPolicy::default()
+    };
+    if *settings == blank {
+        at.error(
+            MISSING,
+            "port traffic policy must have at least one field",
+            "add a field beside port, or remove the item",
+        );
+    }
+
+    at.some("loadBalancer", load_balancer, check_load_balancer);
+    at.some("connectionPool", connection_pool, check_pool);
+    at.some("outlierDetection", outlier_detection, check_outlier);
+    at.some("tls", tls, check_tls);
 }
 
 fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
@@ -204,6 +231,7 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
             );
         }
 
+        at.field("zoneAwareLbSetting", |at| check_zone_aware(zone, at));
         if zone.min_cluster_size == Some(0) {
             at.field("zoneAwareLbSetting", |at| {
                 at.error(
@@ -307,33 +335,23 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
         ("httpHeaderName", http_header_name),
         ("httpQueryParameterName", http_query_parameter_name),
     ] {
-        if name.as_ref().is_some_and(String::is_empty) {
+        let Some(name) = name else { continue };
+        if name.is_empty() {
             at.field(key, |at| {
                 at.error(INVALID, format!("{key} must not be empty"), "write a name")
+            });
+        } else if key == "httpHeaderName" && !is_header_name(name.trim_start_matches(':')) {
+            at.field(key, |at| {
+                at.error(
+                    INVALID,
+                    format!("header name {:?} is not a valid header name", shorten(name)),
+                    "letters, digits, - _ and .",
+                )
             });
         }
     }
 
-    at.some("httpCookie", http_cookie, |cookie, at| {
-        if cookie.name.is_empty() {
-            at.field("name", |at| {
-                at.error(MISSING, "name required for HttpCookie", "name the cookie")
-            });
-        }
-
-        at.each("attributes", &cookie.attributes, |attribute, at| {
-            if attribute.name.is_empty() {
-                at.field("name", |at| {
-                    at.error(
-                        MISSING,
-                        "name required for a cookie's attribute",
-                        "name the attribute",
-                    )
-                });
-            }
-        });
-    });
-
+    at.some("httpCookie", http_cookie, check_cookie);
     if ring_hash.is_some() && maglev.is_some() {
         at.error(
             CONFLICT,
@@ -342,7 +360,7 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
         );
     }
 
-    if *minimum_ring_size > 0 && ring_hash.is_some() {
+    if *minimum_ring_size > 0 && (ring_hash.is_some() || maglev.is_some()) {
         at.field("minimumRingSize", |at| {
             at.error(
                 CONFLICT,
@@ -365,14 +383,54 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
     }
 
     at.some("maglev", maglev, |maglev, at| {
-        if maglev.table_size != 0 && (maglev.table_size > 5_000_011 || !is_prime(maglev.table_size))
-        {
+        if maglev.table_size >= 5_000_011 || !is_prime(maglev.table_size) {
             at.field("tableSize", |at| {
                 at.error(
                     INVALID,
-                    "tableSize must be a prime number of at most 5000011 for maglev",
+                    "tableSize must be a prime number less than 5000011 for maglev",
                     "write for example 65537",
                 );
+            });
+        }
+    });
+}
+
+fn check_cookie(cookie: &HttpCookie, at: &mut Report) {
+    if cookie.name.is_empty() {
+        at.field("name", |at| {
+            at.error(MISSING, "name required for HttpCookie", "name the cookie")
+        });
+    }
+
+    check_duration_or_off("ttl", cookie.ttl, at);
+    check_head_text("name", &cookie.name, target_fault, at);
+    check_head_text("path", &cookie.path, plain_value_fault, at);
+    let mut seen = Once::new();
+    for attribute in &cookie.attributes {
+        if !attribute.name.is_empty() && !seen.insert(&attribute.name) {
+            at.field("attributes", |at| {
+                at.error(
+                    DUPLICATE,
+                    format!(
+                        "duplicate cookie attribute name: {}",
+                        shorten(&attribute.name)
+                    ),
+                    "remove one of them",
+                )
+            });
+        }
+    }
+
+    at.each("attributes", &cookie.attributes, |attribute, at| {
+        check_head_text("name", &attribute.name, target_fault, at);
+        check_head_text("value", &attribute.value, plain_value_fault, at);
+        if attribute.name.is_empty() {
+            at.field("name", |at| {
+                at.error(
+                    MISSING,
+                    "name required for a cookie's attribute",
+                    "name the attribute",
+                )
             });
         }
     });
@@ -393,42 +451,39 @@ fn check_locality(locality: &LocalityLbSetting, at: &mut Report) {
         failover_priority,
     } = locality;
 
-    if !distribute.is_empty() && (!failover.is_empty() || !failover_priority.is_empty()) {
+    if !distribute.is_empty() && !failover.is_empty() {
         at.error(
             CONFLICT,
             "can not simultaneously specify 'distribute' and 'failover'",
-            "keep one of distribute, failover and failoverPriority",
+            "keep one of distribute and failover",
         );
     }
+    if !failover.is_empty()
+        && let Some(label) = failover_priority.iter().find(|label| is_place(label))
+    {
+        let message = format!(
+            "can not simultaneously set 'failover' and topology label '{label}' in 'failover_priority'"
+        );
+        at.error(CONFLICT, message, "keep one of them");
+    }
 
+    let from: Vec<&str> = distribute.iter().map(|one| one.from.as_str()).collect();
+    at.field("distribute", |at| check_places(&from, at));
     at.each("distribute", distribute, |distribute, at| {
-        if distribute.from.is_empty() {
-            at.field("from", |at| {
-                at.error(
-                    MISSING,
-                    "from must not be empty",
-                    "write a locality, for example us-west/*",
-                )
-            });
-        }
+        at.field("to", |at| {
+            let to: Vec<&str> = distribute.to.keys().map(String::as_str).collect();
+            check_places(&to, at);
 
-        let total: u64 = distribute
-            .to
-            .values()
-            .map(|weight| u64::from(*weight))
-            .sum();
-
-        if !distribute.to.is_empty() && total != 100 {
-            at.field("to", |at| {
+            let weights = distribute.to.values();
+            let total: u64 = weights.map(|weight| u64::from(*weight)).sum();
+            if total != 100 {
                 at.error(
                     INVALID,
                     format!("total locality weight {total} != 100"),
                     "make the shares sum up to 100",
-                )
-            });
-        }
+                );
+            }
 
-        at.field("to", |at| {
             for (region, weight) in &distribute.to {
                 if *weight == 0 {
                     at.field(region, |at| {
@@ -443,6 +498,83 @@ fn check_locality(locality: &LocalityLbSetting, at: &mut Report) {
         });
     });
 
+    check_failover(failover, at);
+}
+
+/// Labels that say where a workload runs.
+fn is_place(label: &str) -> bool {
+    matches!(
+        label,
+        "topology.kubernetes.io/region"
+            | "topology.kubernetes.io/zone"
+            | "topology.istio.io/subzone"
+    )
+}
+
+/// Localities `region/zone/subzone`, the last part perhaps `*`; none may hold another. Source: Istio
+/// `validateLocalities`.
+fn check_places(places: &[&str], at: &mut Report) {
+    let parts = |place: &str| -> Vec<String> {
+        let parts = place.splitn(3, '/').map(str::to_owned);
+        parts.take_while(|part| part != "*").collect()
+    };
+
+    let mut seen: Vec<(Vec<String>, &str)> = Vec::new();
+    for place in places {
+        let wildcards = place.matches('*').count();
+        if wildcards > 1 || (wildcards == 1 && !place.ends_with('*')) {
+            at.error(
+                INVALID,
+                format!(
+                    "locality {:?} wildcard '*' number can not exceed 1 and must be in the end",
+                    shorten(place)
+                ),
+                "write for example us-west/*",
+            );
+        } else if place.splitn(3, '/').any(str::is_empty) {
+            at.error(
+                INVALID,
+                format!(
+                    "locality {:?} must not contain empty region/zone/subzone info",
+                    shorten(place)
+                ),
+                "write region, region/zone or region/zone/subzone",
+            );
+        }
+
+        let own = parts(place);
+        let overlaps = |held: &Vec<String>| {
+            let shorter = held.len().min(own.len());
+            held[..shorter] == own[..shorter]
+        };
+        if let Some((_, other)) = seen.iter().find(|(held, _)| overlaps(held)) {
+            at.error(
+                CONFLICT,
+                format!("locality {:?} overlaps with {other:?}", shorten(place)),
+                "remove one of them",
+            );
+        }
+        seen.push((own, place));
+    }
+}
+
+/// The regions are ordered by failover alone: places within a region are the proxies' own matter.
+fn check_zone_aware(zone: &ZoneAwareLbSetting, at: &mut Report) {
+    at.each("failoverPriority", &zone.failover_priority, |label, at| {
+        if is_place(label) {
+            at.error(
+                CONFLICT,
+                format!(
+                    "'failover_priority' for zone aware lb must not use topology label '{label}'"
+                ),
+                "remove the label",
+            );
+        }
+    });
+    check_failover(&zone.failover, at);
+}
+
+fn check_failover(failover: &[LocalityFailover], at: &mut Report) {
     at.each("failover", failover, |failover, at| {
         if failover.from == failover.to {
             at.error(
@@ -482,8 +614,10 @@ pub(super) fn check_pool(pool: &ConnectionPoolSettings, at: &mut Report) {
             connect_timeout,
             tcp_keepalive,
             max_connection_duration,
-            idle_timeout: _,
+            idle_timeout,
         } = tcp;
+
+        check_duration_or_off("idleTimeout", *idle_timeout, at);
 
         check_not_negative("maxConnections", "max connections", *max_connections, at);
         check_duration("connectTimeout", *connect_timeout, at);
@@ -548,6 +682,20 @@ pub(super) fn check_pool(pool: &ConnectionPoolSettings, at: &mut Report) {
         }
 
         at.some("http2KeepAlive", http2_keep_alive, |keepalive, at| {
+            for (key, value) in [
+                ("interval", keepalive.interval),
+                ("timeout", keepalive.timeout),
+            ] {
+                if value.is_none() {
+                    at.field(key, |at| {
+                        at.error(
+                            MISSING,
+                            format!("http2 keepalive {key} is required"),
+                            "write interval and timeout",
+                        )
+                    });
+                }
+            }
             check_duration("interval", keepalive.interval, at);
             check_duration("timeout", keepalive.timeout, at);
         });
@@ -634,23 +782,39 @@ fn check_outlier(outlier: &OutlierDetection, at: &mut Report) {
     );
 }
 
+/// In bytes. Source: Envoy `UpstreamTlsContext.sni`.
+const MAX_SNI: usize = 255;
+
 fn check_tls(tls: &ClientTlsSettings, at: &mut Report) {
     let ClientTlsSettings {
         mode,
         client_certificate,
         private_key,
         ca_certificates,
-        ca_crl: _,
+        ca_crl,
         credential_name,
         subject_alt_names,
-        sni: _,
+        sni,
         insecure_skip_verify,
     } = tls;
 
-    if *insecure_skip_verify == Some(true)
-        && (!ca_certificates.is_empty() || !subject_alt_names.is_empty())
-        && *mode != ClientTlsMode::IstioMutual
-    {
+    if sni.len() > MAX_SNI {
+        at.field("sni", |at| {
+            at.error(
+                INVALID,
+                format!("may not be more than {MAX_SNI} bytes"),
+                "write a host name",
+            )
+        });
+    }
+
+    let verifies = !ca_certificates.is_empty() || !subject_alt_names.is_empty();
+    let skips_in_vain = match mode {
+        ClientTlsMode::Simple => verifies || !credential_name.is_empty(),
+        ClientTlsMode::Mutual => verifies,
+        _ => false,
+    };
+    if *insecure_skip_verify == Some(true) && skips_in_vain {
         at.error(
             CONFLICT,
             "cannot specify CaCertificates or SubjectAltNames if InsecureSkipVerify is set true",
@@ -660,8 +824,8 @@ fn check_tls(tls: &ClientTlsSettings, at: &mut Report) {
 
     if matches!(mode, ClientTlsMode::Simple | ClientTlsMode::Mutual) && !credential_name.is_empty()
     {
-        if !client_certificate.is_empty() || !ca_certificates.is_empty() || !private_key.is_empty()
-        {
+        let files = [client_certificate, ca_certificates, private_key, ca_crl];
+        if files.iter().any(|path| !path.is_empty()) {
             at.error(
                 CONFLICT,
                 "cannot specify client certificates or CA certificate If credentialName is set",

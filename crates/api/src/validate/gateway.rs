@@ -1,6 +1,6 @@
 //! Gateway.
 
-use meltemi_types::is_dns_label;
+use meltemi_types::{is_cipher_suite, is_dns_label};
 
 use super::rules::*;
 use crate::networking::{Gateway, Port, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol};
@@ -8,11 +8,19 @@ use crate::schema::{Report, shorten};
 
 /// Protocols that a gateway serves, in any case.
 const PROTOCOLS: &[&str] = &[
-    "HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "MONGO", "TCP", "TLS", "HBONE",
+    "HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "MONGO", "MYSQL", "REDIS", "TCP", "TLS", "HBONE",
 ];
 
-pub(super) fn check(spec: &Gateway, at: &mut Report) {
+pub(super) fn check(spec: &Gateway, name: &str, at: &mut Report) {
     let Gateway { selector, servers } = spec;
+    if !is_dns_label(&name.to_ascii_lowercase()) {
+        at.error(
+            INVALID,
+            format!("invalid gateway name: {:?}", shorten(name)),
+            "write a name without dots",
+        );
+    }
+
     check_labels("selector", &selector.0, at);
     if servers.is_empty() {
         at.field("servers", |at| {
@@ -71,8 +79,8 @@ fn check_server(server: &Server, at: &mut Report) {
             at.index(index, |at| {
                 check_scoped_host(host, at);
                 if !seen.insert(host) {
-                    at.error(
-                        DUPLICATE,
+                    at.warn(
+                        DOUBTFUL,
                         format!("duplicate host {host} in server"),
                         "remove one of them",
                     );
@@ -102,9 +110,14 @@ fn check_server(server: &Server, at: &mut Report) {
         });
     }
 
-    let is_tls = matches!(port.protocol.to_ascii_uppercase().as_str(), "HTTPS" | "TLS");
+    check_protocol_and_tls(&port.protocol, tls, at);
+}
+
+/// A protocol over TLS has settings of TLS, and no other has.
+fn check_protocol_and_tls(protocol: &str, tls: &Option<ServerTlsSettings>, at: &mut Report) {
+    let is_tls = matches!(protocol.to_ascii_uppercase().as_str(), "HTTPS" | "TLS");
     let is_http = matches!(
-        port.protocol.to_ascii_uppercase().as_str(),
+        protocol.to_ascii_uppercase().as_str(),
         "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB"
     );
 
@@ -141,6 +154,15 @@ fn check_server(server: &Server, at: &mut Report) {
             }
 
             at.field("tls", |at| check_tls(tls, at));
+        }
+        Some(_) if !is_tls && !is_http => {
+            at.field("tls", |at| {
+                at.error(
+                    CONFLICT,
+                    "server cannot have TLS settings for non HTTPS/TLS ports",
+                    "use protocol TLS, or remove tls",
+                );
+            });
         }
         _ => {}
     }
@@ -184,10 +206,10 @@ fn check_server_port(port: &Port, bind: &str, at: &mut Report) {
 
     if *target_port != 0 {
         at.field("targetPort", |at| {
-            at.warn(
+            at.error(
                 WITHOUT_EFFECT,
                 "targetPort has no impact on Gateways",
-                "remove it",
+                "remove it; the Service before the gateway maps ports",
             )
         });
     }
@@ -210,7 +232,7 @@ fn check_scoped_host(host: &str, at: &mut Report) {
     }
 
     if !is_ip(host) {
-        check_wildcard_host(host, at);
+        check_full_host(host, at);
     }
 }
 
@@ -221,14 +243,14 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
         server_certificate,
         private_key,
         ca_certificates,
-        ca_crl: _,
+        ca_crl,
         credential_name,
         credential_names,
         ca_cert_credential_name,
         tls_certificates,
         subject_alt_names: _,
-        verify_certificate_spki: _,
-        verify_certificate_hash: _,
+        verify_certificate_spki,
+        verify_certificate_hash,
         min_protocol_version,
         max_protocol_version,
         cipher_suites,
@@ -269,15 +291,19 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
         }
     }
 
+    check_pins(verify_certificate_spki, verify_certificate_hash, at);
     let from_secret = !credential_name.is_empty() || !credential_names.is_empty();
+
+    // Half a pair is no certificate, and says nothing beside a Secret.
     let from_files =
-        !server_certificate.is_empty() || !private_key.is_empty() || !tls_certificates.is_empty();
+        (!server_certificate.is_empty() && !private_key.is_empty()) || !tls_certificates.is_empty();
     match mode {
         ServerTlsMode::IstioMutual => {
             for (what, set) in [
                 ("server certificate", !server_certificate.is_empty()),
                 ("private key", !private_key.is_empty()),
                 ("CA bundle", !ca_certificates.is_empty()),
+                ("tlsCertificates", !tls_certificates.is_empty()),
                 ("credentialName", from_secret),
             ] {
                 if set {
@@ -311,23 +337,17 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
                 );
             }
 
-            if !from_secret && tls_certificates.is_empty() {
-                let advice = "add credentialName with the name of a Secret";
-                if server_certificate.is_empty() {
+            if !from_secret {
+                check_files(tls, at);
+            }
+            if !ca_crl.is_empty() && *mode == ServerTlsMode::Simple && !from_secret {
+                at.field("caCrl", |at| {
                     at.error(
-                        MISSING,
-                        format!("{word} TLS requires a server certificate"),
-                        advice,
-                    );
-                }
-
-                if private_key.is_empty() {
-                    at.error(
-                        MISSING,
-                        format!("{word} TLS requires a private key"),
-                        advice,
-                    );
-                }
+                        CONFLICT,
+                        "CRL is not supported with SIMPLE TLS",
+                        "use mode MUTUAL, or remove it",
+                    )
+                });
             }
 
             let has_roots = from_secret
@@ -363,7 +383,15 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
     let mut seen = Once::new();
     at.field("cipherSuites", |at| {
         for (index, suite) in cipher_suites.iter().enumerate() {
-            if !seen.insert(suite) {
+            if !is_cipher_suite(suite) {
+                at.index(index, |at| {
+                    at.warn(
+                        DOUBTFUL,
+                        format!("ignoring invalid cipher suite {:?}", shorten(suite)),
+                        "write an OpenSSL name, for example ECDHE-RSA-AES128-GCM-SHA256",
+                    )
+                });
+            } else if !seen.insert(suite) {
                 at.index(index, |at| {
                     at.warn(
                         DOUBTFUL,
@@ -372,6 +400,59 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
                     )
                 });
             }
+        }
+    });
+}
+
+/// The certificates that come from files, each with its key.
+fn check_files(tls: &ServerTlsSettings, at: &mut Report) {
+    let word = tls.mode.as_str();
+    let advice = "add credentialName with the name of a Secret, or both files";
+    let check_pair = |certificate: &str, key: &str, at: &mut Report| {
+        for (what, path) in [("server certificate", certificate), ("private key", key)] {
+            if path.is_empty() {
+                at.error(MISSING, format!("{word} TLS requires a {what}"), advice);
+            }
+        }
+    };
+
+    if tls.tls_certificates.is_empty() {
+        return check_pair(&tls.server_certificate, &tls.private_key, at);
+    }
+    at.each("tlsCertificates", &tls.tls_certificates, |pair, at| {
+        check_pair(&pair.server_certificate, &pair.private_key, at);
+    });
+}
+
+/// Hashes of client certificates, in the forms that Envoy takes: base64 of 32 bytes, and 32 bytes in
+/// hexadecimal with or without colons.
+fn check_pins(keys: &[String], certificates: &[String], at: &mut Report) {
+    at.each("verifyCertificateSpki", keys, |pin, at| {
+        let is_base64 = |b: u8| b.is_ascii_alphanumeric() || b == b'+' || b == b'/';
+        let is_pin = pin.len() == 44
+            && pin.strip_suffix('=').is_some_and(|rest| rest.bytes().all(is_base64));
+        if !is_pin {
+            at.error(
+                INVALID,
+                "not the base64 of a SHA-256 hash",
+                "hash the public key as openssl pkey -pubin -outform DER | openssl dgst -sha256 -binary | base64",
+            );
+        }
+    });
+
+    at.each("verifyCertificateHash", certificates, |pin, at| {
+        let is_pair = |pair: &str| pair.len() == 2 && pair.bytes().all(|b| b.is_ascii_hexdigit());
+        let is_pin = match pin.len() {
+            64 => pin.bytes().all(|b| b.is_ascii_hexdigit()),
+            95 => pin.split(':').all(is_pair),
+            _ => false,
+        };
+        if !is_pin {
+            at.error(
+                INVALID,
+                "not a SHA-256 hash in hexadecimal",
+                "hash the certificate as openssl x509 -fingerprint -sha256",
+            );
         }
     });
 }

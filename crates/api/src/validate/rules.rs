@@ -44,6 +44,17 @@ pub(super) fn host_fault(host: &str) -> Option<String> {
         ));
     }
 
+    // `10.0.0` would be read as an address. Source: Istio `ValidateDNS1123Labels`.
+    if let Some((_, top)) = host.rsplit_once('.')
+        && !top.is_empty()
+        && top.bytes().all(|b| b.is_ascii_digit())
+    {
+        return Some(format!(
+            "domain name {:?} invalid (top level domain {top:?} cannot be all-numeric)",
+            shorten(host)
+        ));
+    }
+
     name.split('.')
         .find(|label| !is_host_label(label))
         .map(|label| {
@@ -98,6 +109,25 @@ pub(super) fn check_wildcard_host(host: &str, at: &mut Report) {
     }
 }
 
+/// A host as Gateways and Sidecars take it: a full name, `*`, or `*.` before one.
+pub(super) fn check_full_host(host: &str, at: &mut Report) {
+    if host != "*" && !host.contains('.') {
+        return at.error(
+            INVALID,
+            "short names (non FQDN) are not allowed",
+            "write the full name, for example reviews.default.svc.cluster.local",
+        );
+    }
+    if host.len() > 1 && host.starts_with('*') && !host.starts_with("*.") {
+        return at.error(
+            INVALID,
+            format!("partial wildcard {:?} not allowed", shorten(host)),
+            "write a name that begins with *.",
+        );
+    }
+    check_wildcard_host(host, at);
+}
+
 pub(super) fn check_port(port: u32, at: &mut Report) {
     if !(1..=65535).contains(&port) {
         at.error(
@@ -128,17 +158,34 @@ pub(super) fn check_ip_or_cidr(text: &str, at: &mut Report) {
     }
 }
 
-/// Durations that must not be shorter than what proxies can measure.
+/// The longest duration in seconds that Envoy takes (`DurationUtil`).
+const MAX_SECONDS: u64 = 9_223_372_035;
+
+/// Durations as proxies measure them: whole milliseconds, 1 at least.
 pub(super) fn check_duration(key: &str, duration: Option<Duration>, at: &mut Report) {
-    if duration.is_some_and(|duration| duration.as_micros() < 1000) {
-        at.field(key, |at| {
-            at.error(
-                INVALID,
-                "must be a valid duration greater than 1ms",
-                "write 1ms or more, or remove the field",
-            );
-        });
-    }
+    let Some(duration) = duration else { return };
+    let (message, remedy) = if duration.as_micros() < 1000 {
+        (
+            "must be a valid duration greater than 1ms",
+            "write 1ms or more, or remove the field",
+        )
+    } else if !duration.as_nanos().is_multiple_of(1_000_000) {
+        (
+            "only durations to ms precision are supported",
+            "write whole milliseconds",
+        )
+    } else if duration.as_secs() > MAX_SECONDS {
+        ("longer than 292 years", "write a shorter duration")
+    } else {
+        return;
+    };
+
+    at.field(key, |at| at.error(INVALID, message, remedy));
+}
+
+/// As [`check_duration`], where zero switches the limit off.
+pub(super) fn check_duration_or_off(key: &str, duration: Option<Duration>, at: &mut Report) {
+    check_duration(key, duration.filter(|duration| !duration.is_zero()), at);
 }
 
 pub(super) fn check_percent(key: &str, percent: &Option<Percent>, at: &mut Report) {
@@ -211,19 +258,43 @@ pub(super) fn check_string_match(matcher: &StringMatch, at: &mut Report) {
     });
 }
 
-/// `exportTo`: `.`, `*`, `~`, or namespaces.
-pub(super) fn check_export_to(export_to: &[String], at: &mut Report) {
+/// Who says `exportTo`, which decides what it may say.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Exported {
+    /// Also `~`, no one.
+    ServiceEntry,
+    /// A DestinationRule for single workloads, which are of its own namespace.
+    ForWorkloads,
+    Other,
+}
+
+/// `exportTo` of an object in `namespace`: `.`, `*` or namespaces. Source: Istio
+/// `validateExportTo`.
+pub(super) fn check_export_to(
+    export_to: &[String],
+    namespace: &str,
+    of: Exported,
+    at: &mut Report,
+) {
     at.field("exportTo", |at| {
         let mut seen = BTreeSet::new();
         for (index, target) in export_to.iter().enumerate() {
+            let is_none = target == "~";
+            let meant = if target == "." { namespace } else { target };
             at.index(index, |at| {
-                if !matches!(target.as_str(), "." | "*" | "~") && !is_dns_label(target) {
+                if is_none && of != Exported::ServiceEntry {
+                    at.error(
+                        INVALID,
+                        "exportTo ~ (none) is only for ServiceEntries",
+                        "write . for this namespace alone",
+                    );
+                } else if !is_none && meant != "*" && !is_dns_label(meant) {
                     at.error(
                         INVALID,
                         format!("{:?} is not a namespace", shorten(target)),
                         "write a namespace, . for this one, or * for all",
                     );
-                } else if !seen.insert(target) {
+                } else if !seen.insert(meant) {
                     at.error(
                         DUPLICATE,
                         format!("duplicate entries in exportTo: {target}"),
@@ -233,15 +304,17 @@ pub(super) fn check_export_to(export_to: &[String], at: &mut Report) {
             });
         }
 
-        if export_to.len() > 1
-            && seen
-                .iter()
-                .any(|target| matches!(target.as_str(), "*" | "~"))
-        {
+        if export_to.len() > 1 && (seen.contains("*") || seen.contains("~")) {
             at.error(
                 CONFLICT,
                 "* and ~ can only stand alone in exportTo",
                 "keep either the wildcard or the namespaces",
+            );
+        } else if of == Exported::ForWorkloads && seen.iter().any(|target| *target != namespace) {
+            at.error(
+                CONFLICT,
+                "destination rule with workload selector cannot have exportTo beyond current namespace",
+                "write . or remove exportTo",
             );
         }
     });
@@ -462,6 +535,31 @@ fn check_target(target: &TargetReference, at: &mut Report) {
     }
 }
 
+/// The longest path of a Unix socket in bytes (`sockaddr_un`, with its end).
+const MAX_UNIX_PATH: usize = 107;
+
+/// The path of a Unix socket, behind `unix://`; `@name` is an abstract one.
+pub(super) fn check_unix_path(path: &str, at: &mut Report) {
+    let remedy = "write unix:///path or unix://@name";
+    if !path.starts_with(['/', '@']) {
+        at.error(
+            INVALID,
+            "UDS must be an absolute path or abstract socket",
+            remedy,
+        );
+    }
+    if path.starts_with('/') && path.ends_with('/') {
+        at.error(INVALID, "UDS may not be a dir", "write the socket's path");
+    }
+    if path.len() > MAX_UNIX_PATH || path.contains('\0') {
+        at.error(
+            INVALID,
+            format!("a socket's path has at most {MAX_UNIX_PATH} bytes, and no NUL"),
+            remedy,
+        );
+    }
+}
+
 /// A text that a proxy writes into a head, by the rule `fault_of`.
 pub(super) fn check_head_text(
     key: &str,
@@ -480,12 +578,13 @@ pub(super) fn check_head_text(
     }
 }
 
-/// A header name, RFC 9110 §5.1 without the exotic part.
+/// The longest header name that is taken; Envoy takes as much (`HeaderValue.key`).
+const MAX_HEADER_NAME: usize = 16_384;
+
+/// A header name: a token of RFC 9110 §5.6.2.
 pub(super) fn is_header_name(name: &str) -> bool {
-    !name.is_empty()
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !name.is_empty() && name.len() <= MAX_HEADER_NAME && name.bytes().all(is_token)
 }
 
 /// Something may be there once.
@@ -513,7 +612,6 @@ mod tests {
             "reviews.default.svc.cluster.local",
             "Example.com",
             "a.b.",
-            "1.2.3.4",
             "x-1",
         ] {
             assert_eq!(host_fault(good), None, "{good}");
@@ -528,6 +626,7 @@ mod tests {
             "a_b",
             "a b",
             "*.a",
+            "1.2.3.4",
             &"a".repeat(64),
             &"a.".repeat(200),
         ] {

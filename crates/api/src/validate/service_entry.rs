@@ -1,13 +1,13 @@
 //! ServiceEntry.
 
-use meltemi_types::is_dns_label;
+use meltemi_types::{Protocol, is_dns_label};
 
 use super::rules::*;
 use super::workload::check_endpoint;
 use crate::networking::{Location, Resolution, ServiceEntry};
 use crate::schema::{Report, shorten};
 
-pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
+pub(super) fn check(spec: &ServiceEntry, namespace: &str, at: &mut Report) {
     let ServiceEntry {
         hosts,
         addresses,
@@ -30,18 +30,7 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
         });
     }
 
-    at.each("hosts", hosts, |host, at| {
-        if host == "*" {
-            at.error(
-                INVALID,
-                "hostname cannot be wildcard",
-                "name the hosts, or use *.domain",
-            );
-        } else {
-            check_wildcard_host(host, at);
-        }
-    });
-
+    check_hosts(spec, at);
     at.each("addresses", addresses, |address, at| {
         check_ip_or_cidr(address, at);
         if address.contains('/') && !matches!(resolution, Resolution::None | Resolution::Static) {
@@ -112,7 +101,56 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
         });
     }
 
-    check_export_to(export_to, at);
+    check_export_to(export_to, namespace, Exported::ServiceEntry, at);
+}
+
+fn check_hosts(spec: &ServiceEntry, at: &mut Report) {
+    let ServiceEntry {
+        hosts,
+        ports,
+        resolution,
+        ..
+    } = spec;
+
+    at.each("hosts", hosts, |host, at| {
+        if host == "*" {
+            at.error(
+                INVALID,
+                "hostname cannot be wildcard",
+                "name the hosts, or use *.domain",
+            );
+        } else {
+            check_wildcard_host(host, at);
+            let is_partial = host.starts_with('*') && !host.starts_with("*.");
+            if is_partial && *resolution != Resolution::DynamicDns {
+                at.warn(
+                    DOUBTFUL,
+                    format!(
+                        "partial wildcard {:?} not allowed: TLS to such a host is not routed",
+                        shorten(host)
+                    ),
+                    "write a name that begins with *.",
+                );
+            }
+        }
+    });
+
+    // Bytes do not say which host they are for.
+    let tells_hosts = |protocol: &str| {
+        Protocol::from_word(protocol).is_some_and(|known| known.is_http() || known.is_tls())
+    };
+    if *resolution != Resolution::None
+        && hosts.len() > 1
+        && ports.iter().any(|port| !tells_hosts(&port.protocol))
+    {
+        at.field("hosts", |at| {
+            at.error(
+                CONFLICT,
+                "multiple hosts provided with non-HTTP, non-TLS ports",
+                "write a ServiceEntry for each host, or declare the protocol",
+            )
+        });
+    }
 }
 
 fn check_ports(spec: &ServiceEntry, at: &mut Report) {
@@ -159,9 +197,7 @@ fn check_ports(spec: &ServiceEntry, at: &mut Report) {
 
                 at.field("targetPort", |at| check_optional_port(port.target_port, at));
                 at.field("protocol", |at| {
-                    if !port.protocol.is_empty()
-                        && meltemi_types::Protocol::from_word(&port.protocol).is_none()
-                    {
+                    if !port.protocol.is_empty() && Protocol::from_word(&port.protocol).is_none() {
                         at.error(
                             INVALID,
                             format!("unsupported protocol: {:?}", shorten(&port.protocol)),
@@ -184,6 +220,15 @@ fn check_resolution(spec: &ServiceEntry, at: &mut Report) {
 }
 
 fn check_without_resolution(spec: &ServiceEntry, at: &mut Report) {
+    if spec.workload_selector.is_some() {
+        at.field("workloadSelector", |at| {
+            at.warn(
+                DOUBTFUL,
+                "workloadSelector should not be set when resolution mode is NONE",
+                "use resolution STATIC",
+            )
+        });
+    }
     if !spec.endpoints.is_empty() {
         at.field("endpoints", |at| {
             at.error(
@@ -207,6 +252,15 @@ fn check_static(spec: &ServiceEntry, at: &mut Report) {
                 at.error(INVALID, message, "use resolution DNS");
             });
         }
+        if address.starts_with("unix://") && spec.ports.len() != 1 {
+            at.field("address", |at| {
+                at.error(
+                    CONFLICT,
+                    "exactly 1 service port required for unix endpoints",
+                    "keep one port",
+                )
+            });
+        }
     });
 
     if !has_endpoints(spec) {
@@ -225,7 +279,7 @@ fn check_dns(spec: &ServiceEntry, at: &mut Report) {
 
     // Without endpoints the hosts themselves are resolved, and a wildcard is no name to resolve.
     let has_wildcard = spec.hosts.iter().any(|host| host.starts_with('*'));
-    if has_wildcard && !has_endpoints(spec) {
+    if has_wildcard && spec.endpoints.is_empty() {
         let message =
             format!("hosts must be FQDN if no endpoints are provided for resolution mode {word}");
         at.field("hosts", |at| {
@@ -269,15 +323,40 @@ fn check_dynamic_dns(spec: &ServiceEntry, at: &mut Report) {
         );
     }
 
-    if spec.location == Location::MeshInternal {
-        at.field("location", |at| {
+    at.each("hosts", &spec.hosts, |host, at| {
+        if !host.starts_with('*') {
             at.error(
                 CONFLICT,
-                "DYNAMIC_DNS is only supported for MESH_EXTERNAL",
-                "use MESH_EXTERNAL",
+                "host must be wildcarded for resolution mode DYNAMIC_DNS",
+                "use resolution DNS",
+            );
+        }
+    });
+    if !spec.addresses.is_empty() {
+        at.field("addresses", |at| {
+            at.error(
+                CONFLICT,
+                "addresses cannot be set for resolution type DYNAMIC_DNS",
+                "remove them: requests go by their host",
             )
         });
     }
+
+    at.each("ports", &spec.ports, |port, at| {
+        let takes = matches!(
+            Protocol::from_word(&port.protocol),
+            Some(Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::Tls)
+        );
+        if !takes {
+            at.field("protocol", |at| {
+                at.error(
+                    CONFLICT,
+                    "only HTTP, TLS, GRPC, and HTTP2 protocols are supported for resolution type DYNAMIC_DNS",
+                    "use one of them",
+                )
+            });
+        }
+    });
 }
 
 /// Whether the entry lists endpoints or selects workloads as endpoints.

@@ -66,8 +66,12 @@ pub(super) fn check(spec: &Sidecar, at: &mut Report) {
                     );
                 }
 
+                // Listeners are told apart by port, those of Unix sockets by path.
                 if let Some(port) = &listener.port
-                    && !bound.insert((port.number, listener.bind.as_str()))
+                    && !bound.insert((
+                        port.number,
+                        if port.number == 0 { listener.bind.as_str() } else { "" },
+                    ))
                 {
                     at.field("port", |at| {
                         at.error(
@@ -104,9 +108,19 @@ fn check_listener_port(port: &SidecarPort, at: &mut Report) {
     let SidecarPort {
         number,
         protocol,
-        name: _,
+        name,
         target_port,
     } = port;
+
+    if !name.is_empty() && !is_dns_label(&name.to_ascii_lowercase()) {
+        at.field("name", |at| {
+            at.error(
+                INVALID,
+                format!("invalid port name: {:?}", shorten(name)),
+                "write a DNS label",
+            )
+        });
+    }
 
     at.field("number", |at| check_port(*number, at));
     if !protocol.is_empty() && meltemi_types::Protocol::from_word(protocol).is_none() {
@@ -121,7 +135,7 @@ fn check_listener_port(port: &SidecarPort, at: &mut Report) {
 
     if *target_port != 0 {
         at.field("targetPort", |at| {
-            at.warn(
+            at.error(
                 WITHOUT_EFFECT,
                 "targetPort has no impact on Sidecars",
                 "remove it",
@@ -234,20 +248,13 @@ fn check_own_tls(tls: &ServerTlsSettings, protocol: &str, at: &mut Report) {
 fn check_default_endpoint(endpoint: &str, at: &mut Report) {
     let remedy = "write 127.0.0.1:PORT, [::1]:PORT, 0.0.0.0:PORT, [::]:PORT or unix:///path";
     if let Some(path) = endpoint.strip_prefix("unix://") {
-        if !path.starts_with(['/', '@']) {
-            at.error(
-                INVALID,
-                "sidecar: defaultEndpoint must be an absolute path or abstract socket",
-                remedy,
-            );
-        }
-        return;
+        return check_unix_path(path, at);
     }
 
     let Some((host, port)) = endpoint.rsplit_once(':') else {
         return at.error(INVALID, "sidecar: defaultEndpoint must be of form 127.0.0.1:<port>, 0.0.0.0:<port>, [::1]:<port>, [::]:<port> or unix://filepath", remedy);
     };
-    if !matches!(host, "127.0.0.1" | "0.0.0.0" | "[::1]" | "[::]") {
+    if !matches!(host, "" | "127.0.0.1" | "0.0.0.0" | "[::1]" | "[::]") {
         at.error(INVALID, "sidecar: defaultEndpoint must be of form 127.0.0.1:<port>, 0.0.0.0:<port>, [::1]:<port>, [::]:<port> or unix://filepath", remedy);
     }
 
@@ -330,8 +337,8 @@ fn check_egress(listener: &IstioEgressListener, at: &mut Report) {
             at.index(index, |at| {
                 check_namespaced_host(host, at);
                 if !seen.insert(host) {
-                    at.error(
-                        DUPLICATE,
+                    at.warn(
+                        DOUBTFUL,
                         format!("sidecar: duplicate egress host {}", shorten(host)),
                         "remove one of them",
                     );
@@ -353,7 +360,9 @@ fn check_namespaced_host(host: &str, at: &mut Report) {
         );
     };
 
-    if !matches!(namespace, "." | "*" | "~") && !is_dns_label(namespace) {
+    // `~` before a namespace leaves it out.
+    let of = namespace.strip_prefix('~').unwrap_or(namespace);
+    if !matches!(of, "." | "*" | "") && !is_dns_label(of) || namespace.is_empty() {
         at.error(
             INVALID,
             format!("sidecar: namespace {:?} is not valid", shorten(namespace)),
@@ -361,5 +370,5 @@ fn check_namespaced_host(host: &str, at: &mut Report) {
         );
     }
 
-    check_wildcard_host(name, at);
+    check_full_host(name, at);
 }

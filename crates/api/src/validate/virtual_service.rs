@@ -3,6 +3,8 @@
 mod actions;
 mod matches;
 
+use std::collections::BTreeMap;
+
 use meltemi_types::is_dns_label;
 
 use self::actions::{
@@ -18,7 +20,7 @@ use crate::networking::{
 use crate::schema::{Report, shorten};
 use crate::shared::PortSelector;
 
-pub(super) fn check(spec: &VirtualService, at: &mut Report) {
+pub(super) fn check(spec: &VirtualService, namespace: &str, at: &mut Report) {
     let VirtualService {
         hosts,
         gateways,
@@ -41,7 +43,6 @@ pub(super) fn check(spec: &VirtualService, at: &mut Report) {
         );
     }
 
-    let mut seen = Once::new();
     at.each("hosts", hosts, |host, at| {
         if host == "*" && for_mesh {
             at.error(
@@ -62,25 +63,15 @@ pub(super) fn check(spec: &VirtualService, at: &mut Report) {
         }
     });
 
-    at.field("hosts", |at| {
-        for (index, host) in hosts.iter().enumerate() {
-            if !seen.insert(host) {
-                at.index(index, |at| {
-                    at.error(
-                        DUPLICATE,
-                        format!("duplicate hosts in virtual service: {host}"),
-                        "remove one of them",
-                    )
-                });
-            }
-        }
-    });
-
+    check_overlaps(hosts, at);
     at.each("gateways", gateways, |gateway, at| {
         check_gateway_name(gateway, at)
     });
     at.each("http", http, |route, at| {
-        check_http_route(route, is_delegate, at)
+        check_http_route(route, is_delegate, at);
+        if gateways.iter().all(|gateway| gateway == "mesh") {
+            check_no_claims(route, at);
+        }
     });
     at.each("tls", tls, |route, at| {
         if route.r#match.is_empty() {
@@ -105,7 +96,69 @@ pub(super) fn check(spec: &VirtualService, at: &mut Report) {
     });
 
     check_unreachable(http, at);
-    check_export_to(export_to, at);
+    check_export_to(export_to, namespace, Exported::Other, at);
+}
+
+/// No host may be among those of another: each would claim the same requests.
+fn check_overlaps(hosts: &[String], at: &mut Report) {
+    let lower: Vec<String> = hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+    let mut first = BTreeMap::new();
+    at.field("hosts", |at| {
+        for (index, host) in lower.iter().enumerate() {
+            if let Some(held) = first.insert(host.as_str(), index) {
+                tell_overlap(index, &hosts[held], &hosts[index], at);
+            }
+        }
+
+        // The hosts that hold this one: a wildcard before each of its ends.
+        for (index, host) in lower.iter().enumerate() {
+            let rest = host.strip_prefix('*');
+            let name = rest.unwrap_or(host);
+            let ends = name.char_indices().map(|(at, _)| at).chain([name.len()]);
+            let wider = ends
+                .skip(usize::from(rest.is_some()))
+                .find_map(|end| first.get(format!("*{}", &name[end..]).as_str()));
+            if let Some(wider) = wider.filter(|wider| lower[**wider] != *host) {
+                tell_overlap(index, &hosts[*wider], &hosts[index], at);
+            }
+        }
+    });
+}
+
+fn tell_overlap(index: usize, one: &str, other: &str, at: &mut Report) {
+    at.index(index, |at| {
+        at.error(
+            DUPLICATE,
+            format!("duplicate hosts in virtual service: {one} & {other}"),
+            "remove one of them",
+        )
+    });
+}
+
+/// Claims of tokens route at gateways alone.
+fn check_no_claims(route: &HttpRoute, at: &mut Report) {
+    at.each("match", &route.r#match, |matcher, at| {
+        for (key, headers) in [
+            ("headers", &matcher.headers),
+            ("withoutHeaders", &matcher.without_headers),
+        ] {
+            for name in headers.keys().filter(|name| is_claim(name)) {
+                at.field(key, |at| {
+                    at.field(name, |at| {
+                        at.error(
+                            CONFLICT,
+                            "JWT claim based routing is only supported for gateway",
+                            "bind the VirtualService to a Gateway",
+                        );
+                    });
+                });
+            }
+        }
+    });
+}
+
+fn is_claim(name: &str) -> bool {
+    name.starts_with("@request.auth.claims")
 }
 
 fn check_delegate(spec: &VirtualService, at: &mut Report) {
@@ -172,8 +225,11 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
     } = route;
 
     check_action(route, at);
+    check_authority_once(route, at);
     at.each("match", matches, check_http_match);
-    at.some("redirect", redirect, check_redirect);
+    at.some("redirect", redirect, |redirect, at| {
+        check_redirect(redirect, matches, at)
+    });
     at.some("directResponse", direct_response, |direct, at| {
         if !(200..=599).contains(&direct.status) {
             at.field("status", |at| {
@@ -269,13 +325,18 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
     check_weights(destinations, at);
 }
 
-/// Exactly one of route, redirect, directResponse; or a delegate, whose route is elsewhere.
+/// Exactly one of route, redirect, directResponse; or a delegate, whose route is elsewhere. Source:
+/// Istio `validateHTTPRouteConflict`.
 fn check_action(route: &HttpRoute, at: &mut Report) {
     let remedy = "keep one of route, redirect, directResponse and delegate";
     let actions = [
         ("route", !route.route.is_empty()),
         ("redirect", route.redirect.is_some()),
-        ("direct_response", route.direct_response.is_some()),
+        // A delegate's routes may get an answer of the root's own.
+        (
+            "direct_response",
+            route.direct_response.is_some() && route.delegate.is_none(),
+        ),
         ("delegate", route.delegate.is_some()),
     ];
 
@@ -306,25 +367,45 @@ fn check_action(route: &HttpRoute, at: &mut Report) {
         if !answered {
             continue;
         }
-        if route.rewrite.is_some() {
-            at.field("rewrite", |at| {
-                at.error(
-                    CONFLICT,
-                    format!("HTTP route rule cannot contain both rewrite and {name}"),
-                    "remove rewrite",
-                )
-            });
+        for (key, is_set) in [
+            ("rewrite", route.rewrite.is_some()),
+            ("fault", route.fault.is_some()),
+        ] {
+            if is_set {
+                at.field(key, |at| {
+                    at.error(
+                        CONFLICT,
+                        format!("HTTP route rule cannot contain both {key} and {name}"),
+                        format!("remove {key}"),
+                    )
+                });
+            }
         }
+    }
+}
 
-        if route.fault.is_some() && name == "redirect" {
-            at.field("fault", |at| {
-                at.error(
-                    CONFLICT,
-                    "HTTP route cannot contain both fault and redirect",
-                    "remove fault",
-                )
-            });
-        }
+/// The authority is rewritten in one place.
+fn check_authority_once(route: &HttpRoute, at: &mut Report) {
+    let by_rewrite = route
+        .rewrite
+        .as_ref()
+        .is_some_and(|rewrite| !rewrite.authority.is_empty());
+    let is_authority = |name: &&String| {
+        name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
+    };
+
+    let request = route.headers.as_ref().and_then(|of| of.request.as_ref());
+    let by_headers = request.map_or(0, |operations| {
+        let names = operations.set.keys().chain(operations.add.keys());
+        names.filter(is_authority).count()
+    });
+
+    if usize::from(by_rewrite) + by_headers > 1 {
+        at.error(
+            CONFLICT,
+            "authority header cannot be set multiple times",
+            "keep one of rewrite.authority and headers.request",
+        );
     }
 }
 

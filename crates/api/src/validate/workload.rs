@@ -77,17 +77,7 @@ fn check_address(address: &str, at: &mut Report) {
         return;
     };
 
-    if !path.starts_with(['/', '@']) {
-        at.error(
-            INVALID,
-            "UDS must be an absolute path or abstract socket",
-            "write unix:///path or unix://@name",
-        );
-    }
-
-    if path.ends_with('/') {
-        at.error(INVALID, "UDS may not be a dir", "write the socket's path");
-    }
+    check_unix_path(path, at);
 }
 
 pub(super) fn check_group(group: &WorkloadGroup, at: &mut Report) {

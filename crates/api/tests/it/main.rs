@@ -3,6 +3,7 @@
 mod findings;
 mod fixtures;
 mod heads;
+mod istio;
 mod mutations;
 mod policies;
 mod samples;

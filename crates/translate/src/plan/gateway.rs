@@ -336,7 +336,14 @@ pub(super) fn downstream_tls(
             version(tls.min_version)
         },
         maximum: version(tls.max_version),
-        ciphers: tls.cipher_suites.clone(),
+        // One that Envoy does not know would have it refuse the listener. Source: Istio
+        // `FilterCipherSuites`.
+        ciphers: tls
+            .cipher_suites
+            .iter()
+            .filter(|name| meltemi_types::is_cipher_suite(name))
+            .cloned()
+            .collect(),
         names: tls.subject_alt_names.clone(),
         spki_hashes: tls.verify_spki.clone(),
         certificate_hashes: tls.verify_hash.clone(),

@@ -25,11 +25,6 @@ const LONG: &[(&str, &str, &str)] = &[
         "check_http_route",
         TABLE,
     ),
-    (
-        "api/src/validate/virtual_service/actions.rs",
-        "check_fault",
-        TABLE,
-    ),
     ("control/src/http.rs", "answer", TABLE),
     ("control/src/metrics.rs", "encode", TABLE),
     ("control/src/run.rs", "start", WIRING),

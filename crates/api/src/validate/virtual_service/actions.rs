@@ -5,11 +5,16 @@ use meltemi_types::{GrpcCode, header_value_fault, plain_value_fault, target_faul
 use super::super::rules::*;
 use crate::networking::{
     CorsPolicy, FaultAbort, FaultDelay, HeaderOperations, Headers, HttpFaultInjection,
-    HttpRedirect, HttpRetry, HttpRewrite,
+    HttpMatchRequest, HttpRedirect, HttpRetry, HttpRewrite,
 };
 use crate::schema::{Report, shorten};
+use crate::shared::StringMatch;
 
-pub(super) fn check_redirect(redirect: &HttpRedirect, at: &mut Report) {
+pub(super) fn check_redirect(
+    redirect: &HttpRedirect,
+    matches: &[HttpMatchRequest],
+    at: &mut Report,
+) {
     let HttpRedirect {
         uri,
         prefix_rewrite,
@@ -40,6 +45,18 @@ pub(super) fn check_redirect(redirect: &HttpRedirect, at: &mut Report) {
             "redirect cannot contain both uri and prefixRewrite",
             "keep one of them",
         );
+    }
+
+    let by_prefix =
+        |matcher: &HttpMatchRequest| matches!(matcher.uri, None | Some(StringMatch::Prefix(_)));
+    if !prefix_rewrite.is_empty() && !matches.iter().all(by_prefix) {
+        at.field("prefixRewrite", |at| {
+            at.error(
+                CONFLICT,
+                "redirect prefix_rewrite requires all URI matches to use prefix match type",
+                "match by prefix, or use uri",
+            )
+        });
     }
 
     if port.is_some() && derive_port.is_some() {
@@ -167,6 +184,22 @@ const RETRY_ON: &[&str] = &[
     "unavailable",
 ];
 
+/// The statuses that Go's `http.StatusText` has a name for.
+const STATUSES: &[std::ops::RangeInclusive<u16>] = &[
+    100..=103,
+    200..=208,
+    226..=226,
+    300..=305,
+    307..=308,
+    400..=418,
+    421..=426,
+    428..=429,
+    431..=431,
+    451..=451,
+    500..=508,
+    510..=511,
+];
+
 pub(super) fn check_retries(retries: &HttpRetry, at: &mut Report) {
     let HttpRetry {
         attempts,
@@ -188,10 +221,7 @@ pub(super) fn check_retries(retries: &HttpRetry, at: &mut Report) {
     }
 
     if *attempts == 0
-        && (per_try_timeout.is_some()
-            || !retry_on.is_empty()
-            || retry_remote_localities.is_some()
-            || backoff.is_some())
+        && (per_try_timeout.is_some() || !retry_on.is_empty() || retry_remote_localities.is_some())
     {
         at.error(
             CONFLICT,
@@ -203,14 +233,15 @@ pub(super) fn check_retries(retries: &HttpRetry, at: &mut Report) {
     check_duration("perTryTimeout", *per_try_timeout, at);
     check_duration("backoff", *backoff, at);
 
-    for policy in retry_on
-        .split(',')
-        .map(str::trim)
-        .filter(|policy| !policy.is_empty())
-    {
+    if retry_on.is_empty() {
+        return;
+    }
+
+    // Blanks are part of a word: proxies do not cut them off.
+    for policy in retry_on.split(',') {
         let is_status = policy
             .parse::<u16>()
-            .is_ok_and(|status| (100..600).contains(&status));
+            .is_ok_and(|status| STATUSES.iter().any(|range| range.contains(&status)));
         if !is_status && !RETRY_ON.contains(&policy) {
             let remedy = crate::schema::closest(policy, RETRY_ON).map_or_else(
                 || format!("use status codes or {}", RETRY_ON.join(", ")),
@@ -254,11 +285,7 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
                 )
             });
         } else if fixed_delay.is_none() {
-            at.error(
-                MISSING,
-                "HTTP delay must have a fixedDelay",
-                "add fixedDelay",
-            );
+            at.warn(DOUBTFUL, "without fixedDelay, nothing is delayed", "add it");
         }
 
         check_duration("fixedDelay", *fixed_delay, at);
@@ -307,10 +334,10 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
                 )
             });
         } else if http_status.is_none() && grpc_status.is_none() {
-            at.error(
-                MISSING,
-                "HTTP abort must have an httpStatus or a grpcStatus",
-                "add one of them",
+            at.warn(
+                DOUBTFUL,
+                "abort configured, but error type not set: nothing is aborted",
+                "add httpStatus or grpcStatus",
             );
         }
 
@@ -342,6 +369,11 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
     });
 }
 
+/// Source: Istio `supportedCORSMethods`.
+const CORS_METHODS: &[&str] = &[
+    "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "*",
+];
+
 pub(super) fn check_cors(cors: &CorsPolicy, at: &mut Report) {
     let CorsPolicy {
         allow_origin,
@@ -364,15 +396,23 @@ pub(super) fn check_cors(cors: &CorsPolicy, at: &mut Report) {
         });
     }
 
-    at.each("allowOrigins", allow_origins, check_string_match);
+    at.each("allowOrigins", allow_origins, |origin, at| {
+        if origin.text().is_none_or(str::is_empty) {
+            at.error(
+                INVALID,
+                "an empty match is not a valid match type for CORS allow origins",
+                "write exact, prefix or regex",
+            );
+        } else {
+            check_string_match(origin, at);
+        }
+    });
     at.each("allowMethods", allow_methods, |method, at| {
-        if method != "*"
-            && (method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-'))
-        {
+        if !CORS_METHODS.contains(&method.as_str()) {
             at.error(
                 INVALID,
                 format!("{:?} is not a supported HTTP method", shorten(method)),
-                "write methods in upper case",
+                format!("use {}", CORS_METHODS.join(", ")),
             );
         }
     });
@@ -392,6 +432,7 @@ pub(super) fn check_cors(cors: &CorsPolicy, at: &mut Report) {
         });
     }
 
+    check_duration("maxAge", *max_age, at);
     if max_age.is_some_and(|age| age.subsec_nanos() != 0) {
         at.field("maxAge", |at| {
             at.error(

@@ -1,9 +1,18 @@
 //! What requests and connections a route takes.
 
+use std::collections::BTreeMap;
+
+use meltemi_types::is_dns_label;
+
 use super::super::rules::*;
 use crate::networking::{HttpMatchRequest, HttpRoute, L4MatchAttributes, TlsMatchAttributes};
 use crate::schema::{Report, shorten};
 use crate::shared::StringMatch;
+
+const PSEUDO_HEADERS: &[&str] = &[":method", ":scheme", ":authority", ":path", ":status"];
+
+/// In bytes. Source: Envoy `QueryParameterMatcher.name`.
+const MAX_PARAMETER_NAME: usize = 1024;
 
 pub(super) fn check_http_match(matcher: &HttpMatchRequest, at: &mut Report) {
     let HttpMatchRequest {
@@ -18,10 +27,23 @@ pub(super) fn check_http_match(matcher: &HttpMatchRequest, at: &mut Report) {
         ignore_uri_case,
         port,
         source_labels,
-        source_namespace: _,
+        source_namespace,
         gateways,
         stat_prefix: _,
     } = matcher;
+
+    if !source_namespace.is_empty() && !is_dns_label(&source_namespace.to_ascii_lowercase()) {
+        at.field("sourceNamespace", |at| {
+            at.error(
+                INVALID,
+                format!(
+                    "sourceNamespace match {:?} is invalid",
+                    shorten(source_namespace)
+                ),
+                "write a namespace",
+            )
+        });
+    }
 
     for (key, part) in [
         ("uri", uri),
@@ -29,7 +51,12 @@ pub(super) fn check_http_match(matcher: &HttpMatchRequest, at: &mut Report) {
         ("method", method),
         ("authority", authority),
     ] {
-        at.some(key, part, check_string_match);
+        // An empty prefix of a path is every path. Source: Istio
+        // `validateHTTPRouteMatchRequest`.
+        let is_any_path = key == "uri" && *part == Some(StringMatch::Prefix(String::new()));
+        if !is_any_path {
+            at.some(key, part, check_string_match);
+        }
         if part.as_ref() == Some(&StringMatch::Present) {
             at.field(key, |at| {
                 at.warn(
@@ -51,32 +78,9 @@ pub(super) fn check_http_match(matcher: &HttpMatchRequest, at: &mut Report) {
         });
     }
 
-    for (key, matches) in [("headers", headers), ("withoutHeaders", without_headers)] {
-        at.field(key, |at| {
-            for (name, matcher) in matches {
-                at.field(name, |at| {
-                    // JWT claims and pseudo-headers are written like headers.
-                    let bare = name.strip_prefix(':').unwrap_or(name);
-                    if !name.starts_with("@request.auth.claims") && !is_header_name(bare) {
-                        at.error(
-                            INVALID,
-                            format!("header name {:?} is not a valid header name", shorten(name)),
-                            "letters, digits, - _ and .",
-                        );
-                    }
-
-                    check_string_match(matcher, at);
-                });
-            }
-        });
-    }
-
-    at.field("queryParams", |at| {
-        for (name, matcher) in query_params {
-            at.field(name, |at| check_string_match(matcher, at));
-        }
-    });
-
+    check_header_matches("headers", headers, at);
+    check_header_matches("withoutHeaders", without_headers, at);
+    check_parameters(query_params, at);
     at.field("port", |at| check_optional_port(*port, at));
     check_labels("sourceLabels", &source_labels.0, at);
     at.each("gateways", gateways, |gateway, at| {
@@ -205,12 +209,59 @@ fn is_catch_all(route: &HttpRoute) -> bool {
 
 /// `NAMESPACE/NAME`, `NAME` or `mesh`.
 pub(super) fn check_gateway_name(gateway: &str, at: &mut Report) {
-    let name = gateway.split_once('/').map_or(gateway, |(_, name)| name);
-    if gateway.matches('/').count() > 1 || host_fault(name).is_some() {
+    let is_label = |text: &str| is_dns_label(&text.to_ascii_lowercase());
+    let is_name = match gateway.split_once('/') {
+        Some((namespace, name)) => is_label(namespace) && is_label(name),
+        None => host_fault(gateway).is_none(),
+    };
+    if !is_name {
         at.error(
             INVALID,
             format!("{:?} is not a gateway's name", shorten(gateway)),
             "write NAMESPACE/NAME, NAME, or mesh",
         );
     }
+}
+
+fn check_header_matches(key: &str, matches: &BTreeMap<String, StringMatch>, at: &mut Report) {
+    at.field(key, |at| {
+        for (name, matcher) in matches {
+            at.field(name, |at| {
+                // JWT claims and pseudo-headers are written like headers.
+                let is_known = name.starts_with("@request.auth.claims")
+                    || PSEUDO_HEADERS.contains(&name.as_str())
+                    || is_header_name(name);
+                if !is_known {
+                    at.error(
+                        INVALID,
+                        format!("header name {:?} is not a valid header name", shorten(name)),
+                        "letters, digits, - _ and .",
+                    );
+                }
+
+                // `*` is no expression here, but "is there".
+                let is_there = StringMatch::Regex("*".to_owned());
+                if key == "headers" || *matcher != is_there {
+                    check_string_match(matcher, at);
+                }
+            });
+        }
+    });
+}
+
+fn check_parameters(query_params: &BTreeMap<String, StringMatch>, at: &mut Report) {
+    at.field("queryParams", |at| {
+        for (name, matcher) in query_params {
+            at.field(name, |at| {
+                if name.is_empty() || name.len() > MAX_PARAMETER_NAME {
+                    at.error(
+                        INVALID,
+                        format!("a parameter's name has 1 to {MAX_PARAMETER_NAME} bytes"),
+                        "write the parameter's name",
+                    );
+                }
+                check_string_match(matcher, at);
+            });
+        }
+    });
 }
