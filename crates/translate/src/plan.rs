@@ -10,6 +10,7 @@ mod http_route;
 mod inbound;
 mod l4;
 mod outbound;
+mod server_name;
 mod view;
 mod virtual_host;
 

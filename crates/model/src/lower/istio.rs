@@ -8,4 +8,5 @@ pub(crate) mod route;
 pub(crate) mod security;
 pub(crate) mod sidecar;
 pub(crate) mod telemetry;
+mod unfit;
 pub(crate) mod virtual_service;

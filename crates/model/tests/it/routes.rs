@@ -330,3 +330,50 @@ spec:
         "{last:?}"
     );
 }
+
+#[test]
+fn a_rule_that_proxies_refuse_is_left_out_alone() {
+    // Not validated, as from an API server without admission.
+    let text = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: promo, namespace: shop}
+spec:
+  hosts: [promo.test]
+  http:
+  - {name: value, match: [{uri: {prefix: /a}}], headers: {response: {set: {x-discount: '5% off'}}}, route: [{destination: {host: solo}}]}
+  - {name: regex, match: [{uri: {regex: '/a{1001}'}}], route: [{destination: {host: solo}}]}
+  - {name: rewrite, match: [{uri: {prefix: /b}}], rewrite: {authority: \"a\\r\\nx: y\"}, route: [{destination: {host: solo}}]}
+  - {name: fine, route: [{destination: {host: solo}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: innocent, namespace: shop}
+spec: {hosts: [innocent.test], http: [{directResponse: {status: 222}}]}
+";
+    let built = build(text);
+    let names: Vec<Vec<String>> = built
+        .snapshot
+        .virtual_services()
+        .map(|vs| vs.http.iter().map(|route| route.name.clone()).collect())
+        .collect();
+    assert!(
+        names.contains(&vec!["fine".to_owned()]) && names.contains(&vec![String::new()]),
+        "{names:?}"
+    );
+
+    let told: Vec<&str> = built
+        .diagnostics
+        .iter()
+        .filter(|one| one.code == "MEL0314" && one.object.name == "promo")
+        .map(|one| one.field.as_str())
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "spec.http[0].headers",
+            "spec.http[1].match",
+            "spec.http[2].rewrite"
+        ]
+    );
+}

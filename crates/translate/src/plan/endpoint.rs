@@ -130,6 +130,7 @@ pub(super) fn groups(view: &View<'_>, selection: &Selection<'_>) -> Found {
         grouped.insert((0, Locality::default()), vec![endpoint]);
     }
 
+    bound_weights(&mut grouped);
     let mut groups: Vec<LocalityGroup> = grouped
         .into_iter()
         .map(|((priority, locality), endpoints)| LocalityGroup {
@@ -158,6 +159,24 @@ pub(super) fn groups(view: &View<'_>, selection: &Selection<'_>) -> Found {
     Found {
         groups,
         locality_weighted,
+    }
+}
+
+/// Scales weights down where they sum up to more than Envoy takes, which is `u32::MAX` for the
+/// endpoints of a locality and for the localities of a priority. The ratios stay.
+fn bound_weights(grouped: &mut BTreeMap<(u32, Locality), Vec<EndpointInput>>) {
+    // Half of what Envoy takes: a weight that would be scaled to nothing becomes 1.
+    const MOST: u64 = 1 << 31;
+
+    let mut all: Vec<&mut EndpointInput> = grouped.values_mut().flatten().collect();
+    let total: u64 = all.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+    if total <= MOST {
+        return;
+    }
+
+    for endpoint in &mut all {
+        let scaled = u128::from(endpoint.weight) * u128::from(MOST) / u128::from(total);
+        endpoint.weight = u32::try_from(scaled).unwrap_or(u32::MAX).max(1);
     }
 }
 

@@ -10,7 +10,7 @@ use meltemi_model::{
 };
 use meltemi_types::{Diagnostic, Severity};
 
-use super::outbound::server_names;
+use super::server_name::server_names;
 use super::view::secret_name;
 use super::{Plan, View, http_route, l4};
 use crate::chains;
@@ -181,7 +181,9 @@ fn add_tls_server(
     };
 
     match tls.mode {
-        ServerTlsMode::Passthrough => listener.add_sni(gateway, server),
+        ServerTlsMode::Passthrough => {
+            listener.add_sni(gateway, server, &mut plan.diagnostics);
+        }
         ServerTlsMode::AutoPassthrough => {
             let message = format!("mode AUTO_PASSTHROUGH on port {port} is not served");
             let remedy = "use PASSTHROUGH with a VirtualService";
@@ -214,8 +216,12 @@ fn add_tls_server(
             }
 
             let hosts: Vec<Hostname> = server.hosts.iter().map(|host| host.host.clone()).collect();
+            let of = &gateway.origin.object;
+            let Some(server_names) = server_names(&hosts, of, &mut plan.diagnostics) else {
+                return;
+            };
             let matched = ChainMatch {
-                server_names: server_names(&hosts),
+                server_names,
                 ..ChainMatch::default()
             };
 
@@ -444,7 +450,12 @@ impl Chains<'_, '_> {
 
     /// TLS routes of the VirtualServices that are bound to the server: by server name, not
     /// terminated.
-    fn add_sni(&mut self, gateway: &Arc<Gateway>, server: &Server) {
+    fn add_sni(
+        &mut self,
+        gateway: &Arc<Gateway>,
+        server: &Server,
+        diagnostics: &mut Vec<Diagnostic>,
+    ) {
         let bound = GatewayRef::Gateway(gateway.name());
         let context = context(self.view, &bound, server.port);
         for (vs, _) in self.view.snapshot.virtual_services_of_server(
@@ -461,8 +472,12 @@ impl Chains<'_, '_> {
                     if hosts.is_empty() {
                         continue;
                     }
+                    let of = &vs.origin.object;
+                    let Some(server_names) = server_names(&hosts, of, diagnostics) else {
+                        continue;
+                    };
                     let matched = ChainMatch {
-                        server_names: server_names(&hosts),
+                        server_names,
                         destinations: one.destination_subnets.clone(),
                         transport: Some(Transport::Tls),
                         ..ChainMatch::default()

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use meltemi_model::{
-    CaptureMode, Cidr, EndpointAddress, Hostname, OutboundMode, ScopedEgress, Service, ServicePort,
+    CaptureMode, Cidr, EndpointAddress, OutboundMode, ScopedEgress, Service, ServicePort,
     WorkloadMode,
 };
-use meltemi_types::Protocol;
+use meltemi_types::{Diagnostic, Protocol};
 
 use super::cluster::{BLACK_HOLE, PASSTHROUGH};
+use super::server_name::server_names;
 use super::virtual_host::{port_table, service_table};
 use super::{Plan, View, l4};
 use crate::authz::AuthzInput;
@@ -127,6 +128,21 @@ fn add_port<'a>(
 ) {
     let number = port.number;
     let key = |address: &str| (address.to_owned(), number);
+    let reserved = [view.mesh().outbound_port, view.mesh().inbound_port];
+    if reserved.contains(&number) && !has_own_address(view, service, port) {
+        let message = format!(
+            "port {number} is the proxies' own: calls to it at other addresses are not routed"
+        );
+        plan.diagnostics.push(view.warning(
+            &service.origin.object,
+            "MEL0507",
+            "spec.ports",
+            &message,
+            "use another port",
+        ));
+        return;
+    }
+
     if port.protocol.is_http()
         || (port.protocol.is_sniffed() && addresses(view, service, port).is_empty())
     {
@@ -142,7 +158,7 @@ fn add_port<'a>(
         return;
     }
 
-    let chains = tcp_chains(view, egress, service, port);
+    let chains = tcp_chains(view, egress, service, port, &mut plan.diagnostics);
     let own_addresses = addresses(view, service, port);
     let table = port
         .protocol
@@ -187,12 +203,24 @@ fn add_port<'a>(
                 && condition.server_names.is_empty()
                 && condition.destinations.is_empty()
             {
-                condition.server_names = vec![service.host().to_string()];
+                let host = std::slice::from_ref(service.host());
+                let of = &service.origin.object;
+                match server_names(host, of, &mut plan.diagnostics) {
+                    Some(names) => condition.server_names = names,
+                    None => continue,
+                }
             }
 
             add_chain(entry, port.protocol, condition, tcp);
         }
     }
+}
+
+/// Whether the port is served on addresses of its own: declared HTTP ports share the wildcard
+/// address, and so do services without an address.
+fn has_own_address(view: &View<'_>, service: &Service, port: &ServicePort) -> bool {
+    let addresses = addresses(view, service, port);
+    !port.protocol.is_http() && !addresses.is_empty() && addresses.iter().all(Cidr::is_host)
 }
 
 /// Where connections to a service port arrive: its addresses, or for a headless service those of
@@ -242,6 +270,7 @@ fn tcp_chains(
     egress: &ScopedEgress,
     service: &Arc<Service>,
     port: &ServicePort,
+    diagnostics: &mut Vec<Diagnostic>,
 ) -> Vec<(ChainMatch, TcpInput)> {
     let context = view.mesh_context(port.number);
     let mut chains = Vec::new();
@@ -258,8 +287,12 @@ fn tcp_chains(
                     continue;
                 };
                 for one in held {
+                    let of = &vs.origin.object;
+                    let Some(server_names) = server_names(&one.sni_hosts, of, diagnostics) else {
+                        continue;
+                    };
                     let condition = ChainMatch {
-                        server_names: server_names(&one.sni_hosts),
+                        server_names,
                         destinations: one.destination_subnets.clone(),
                         ..ChainMatch::default()
                     };
@@ -306,14 +339,6 @@ fn tcp_chains(
     }
 
     chains
-}
-
-/// Names as Envoy takes them: `*` is written as none.
-pub(super) fn server_names(hosts: &[Hostname]) -> Vec<String> {
-    if hosts.iter().any(|host| *host == "*") {
-        return Vec::new();
-    }
-    hosts.iter().map(ToString::to_string).collect()
 }
 
 fn service_tcp(view: &View<'_>, service: &Service, port: u16) -> TcpInput {

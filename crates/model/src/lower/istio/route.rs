@@ -7,6 +7,7 @@ use meltemi_api::{Percent as ApiPercent, StringMatch as ApiMatch};
 use meltemi_types::{CidrError, Selector};
 
 use super::gateway_ref::gateway_ref;
+use super::unfit::rule_fault;
 use crate::lower::{Findings, port};
 use crate::{
     AbortStatus, Cidr, Cors, Destination, DirectResponse, Fault, FaultAbort, FaultDelay,
@@ -60,6 +61,16 @@ pub(crate) fn lower_http_route(
     field: &str,
     findings: &mut Findings<'_>,
 ) -> Option<HttpRoute> {
+    if let Some((part, fault)) = rule_fault(route) {
+        findings.error(
+            "MEL0314",
+            &format!("{field}.{part}"),
+            format!("proxies refuse this rule ({fault}); it is left out, and nothing else"),
+            "correct the field",
+        );
+        return None;
+    }
+
     let action = match (&route.redirect, &route.direct_response) {
         (Some(redirect), _) => HttpAction::Redirect(lower_redirect(redirect)),
         (None, Some(direct)) => HttpAction::DirectResponse(lower_direct_response(direct)),

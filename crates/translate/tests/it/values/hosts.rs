@@ -126,3 +126,90 @@ fn the_default_route_of_a_hashed_service_retries_at_another_endpoint() {
         "{text}"
     );
 }
+
+fn service_entry(name: &str, host: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{hosts: ['{host}'], ports: [{{number: 443, name: https, protocol: HTTPS}}], resolution: NONE}}\n"
+    )
+}
+
+#[test]
+fn a_partial_wildcard_costs_no_chain_but_its_own() {
+    let entries = format!(
+        "{}{}",
+        service_entry("partial", "*shop.example"),
+        service_entry("plain", "*.example.org")
+    );
+    let world = translated(&caller(), &format!("{SERVICES}{entries}"));
+    let listener = world
+        .of(meltemi_proto::type_url::LISTENER)
+        .iter()
+        .find(|one| one.name == "0.0.0.0_443")
+        .expect("a listener");
+    let listener: meltemi_proto::envoy::config::listener::v3::Listener =
+        meltemi_proto::unpack(&listener.any).expect("a listener");
+
+    let names: Vec<String> = listener
+        .filter_chains
+        .into_iter()
+        .filter_map(|chain| chain.filter_chain_match)
+        .flat_map(|matched| matched.server_names)
+        .collect();
+    assert_eq!(names, ["*.example.org"]);
+
+    let told = world.diagnostics.iter().find(|one| one.code == "MEL0508");
+    assert_eq!(told.expect("told").object.name, "partial");
+}
+
+#[test]
+fn a_service_on_a_proxys_own_port_costs_no_listener() {
+    let taken = "
+apiVersion: v1
+kind: Service
+metadata: {name: taken, namespace: shop}
+spec: {clusterIP: 10.45.9.9, ports: [{name: http, port: 15006}, {name: tcp, port: 15001}]}
+";
+    let world = translated(&caller(), taken);
+    let names: Vec<&str> = world
+        .of(meltemi_proto::type_url::LISTENER)
+        .iter()
+        .map(|one| one.name.as_str())
+        .collect();
+    // The address of a service is its own; the wildcard address is the proxy's.
+    assert!(!names.contains(&"0.0.0.0_15006"), "{names:?}");
+    assert!(names.contains(&"10.45.9.9_15001"), "{names:?}");
+    assert!(world.diagnostics.iter().any(|one| one.code == "MEL0507"));
+}
+
+#[test]
+fn weights_that_sum_up_to_too_much_keep_their_ratio() {
+    let entry = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: heavy, namespace: shop}
+spec:
+  hosts: [heavy.example.org]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: STATIC
+  endpoints: [{address: 10.1.1.1, weight: 4294967295}, {address: 10.1.1.2, weight: 4294967295}, {address: 10.1.1.3, weight: 1}]
+";
+    let world = translated(&caller(), entry);
+    let endpoints = world
+        .of(meltemi_proto::type_url::ENDPOINT)
+        .iter()
+        .find(|one| one.name == "outbound|80||heavy.example.org")
+        .expect("endpoints");
+    let endpoints: meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment =
+        meltemi_proto::unpack(&endpoints.any).expect("an assignment");
+
+    let weights: Vec<u64> = endpoints.endpoints[0]
+        .lb_endpoints
+        .iter()
+        .map(|one| u64::from(one.load_balancing_weight.expect("a weight").value))
+        .collect();
+    assert!(
+        weights.iter().sum::<u64>() <= u64::from(u32::MAX),
+        "{weights:?}"
+    );
+    assert!(weights[0] == weights[1] && weights[0] > 1_000_000 && weights[2] == 1);
+}
