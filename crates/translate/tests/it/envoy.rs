@@ -9,7 +9,8 @@ use std::process::Command;
 
 use meltemi_model::Snapshot;
 use meltemi_proto::envoy::config::bootstrap::v3::{
-    Bootstrap, bootstrap::DynamicResources, bootstrap::StaticResources,
+    Bootstrap, LayeredRuntime, RuntimeLayer, bootstrap::DynamicResources,
+    bootstrap::StaticResources, runtime_layer::LayerSpecifier,
 };
 use meltemi_proto::envoy::config::cluster::v3::{
     Cluster,
@@ -28,12 +29,12 @@ use meltemi_proto::envoy::extensions::filters::http::router::v3::Router;
 use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, http_connection_manager::RouteSpecifier, http_filter,
 };
-use meltemi_proto::google::protobuf::Duration;
+use meltemi_proto::google::protobuf::{Duration, Struct, Value, value::Kind};
 use meltemi_proto::{pack, type_url, unpack};
 use meltemi_translate::{Memo, Proxy, Translated, translate};
 use prost::Message;
 
-fn envoy() -> Option<PathBuf> {
+pub fn envoy() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("MELTEMI_ENVOY") {
         return Some(path.into());
     }
@@ -221,27 +222,53 @@ fn assert_accepted(envoy: &Path, file: &Path, snapshot: &Snapshot, mut proxy: Pr
 }
 
 fn bootstrap(translated: &Translated, id: &str) -> Bootstrap {
-    let mut clusters: Vec<Cluster> = translated
+    let clusters = translated
         .of(type_url::CLUSTER)
         .iter()
-        .map(|one| unpack(&one.any).expect("a cluster"))
-        .collect();
-
-    clusters.extend(["sds-grpc", "xds-grpc"].map(agent));
-    let mut listeners: Vec<Listener> = translated
+        .map(|one| unpack(&one.any).expect("a cluster"));
+    let listeners = translated
         .of(type_url::LISTENER)
         .iter()
-        .map(|one| unpack(&one.any).expect("a listener"))
-        .collect();
+        .map(|one| unpack(&one.any).expect("a listener"));
+    let tables = translated
+        .of(type_url::ROUTE)
+        .iter()
+        .map(|one| unpack(&one.any).expect("a table"));
 
-    for (index, table) in translated.of(type_url::ROUTE).iter().enumerate() {
-        listeners.push(serving(
-            unpack(&table.any).expect("a table"),
-            20_000 + index,
-        ));
+    bootstrap_of(
+        clusters.collect(),
+        listeners.collect(),
+        tables.collect(),
+        id,
+    )
+}
+
+/// A bootstrap with these resources. As the agent's, it takes large expressions.
+pub fn bootstrap_of(
+    mut clusters: Vec<Cluster>,
+    mut listeners: Vec<Listener>,
+    tables: Vec<RouteConfiguration>,
+    id: &str,
+) -> Bootstrap {
+    clusters.extend(["sds-grpc", "xds-grpc"].map(agent));
+    for (index, table) in tables.into_iter().enumerate() {
+        listeners.push(serving(table, 20_000 + index));
     }
+    let limit = Value {
+        kind: Some(Kind::StringValue("32768".to_owned())),
+    };
+    let fields = [("re2.max_program_size.error_level".to_owned(), limit)];
+    let layer = RuntimeLayer {
+        name: "static".to_owned(),
+        layer_specifier: Some(LayerSpecifier::StaticLayer(Struct {
+            fields: fields.into(),
+        })),
+    };
 
     Bootstrap {
+        layered_runtime: Some(LayeredRuntime {
+            layers: vec![layer],
+        }),
         node: Some(Node {
             id: id.to_owned(),
             cluster: "test".to_owned(),

@@ -1,5 +1,6 @@
 //! From YAML to resources, through the real parser and model.
 
+mod accepted;
 mod authz;
 mod envoy;
 mod ext_authz;

@@ -1,0 +1,391 @@
+//! What validation takes, no proxy refuses: neither ours nor Envoy.
+//!
+//! One refused route takes its whole table with it, in every proxy. So objects are damaged at random,
+//! and whatever validation still takes is translated, and compiled as each proxy does.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use meltemi_api::{Object, parse, to_yaml, validate};
+use meltemi_model::{BuildOptions, Snapshot, Tables};
+use meltemi_proto::envoy::config::cluster::v3::Cluster;
+use meltemi_proto::envoy::config::core::v3::{address, socket_address::PortSpecifier};
+use meltemi_proto::envoy::config::listener::v3::Listener;
+use meltemi_proto::envoy::config::route::v3::RouteConfiguration;
+use meltemi_proto::{Any, type_url, unpack};
+use meltemi_proxy_config::Compiler;
+use meltemi_translate::{Memo, Proxy, Translated, translate};
+use meltemi_types::Severity;
+use prost::Message;
+use serde_json::Value;
+
+use crate::envoy::{bootstrap_of, envoy};
+
+/// Something of every kind and field that proxies get to see.
+const CORPUS: &str = include_str!("data/corpus.yaml");
+
+/// Texts that some field does not bear.
+const TEXTS: &[&str] = &[
+    "",
+    "a",
+    "*",
+    "*.example.com",
+    "*foo.example.com",
+    "foo.*",
+    "a b",
+    "5% off",
+    "100%%",
+    "%NOPE%",
+    "%PROTOCOL%",
+    "%REQ(a?b)%",
+    "%REQ(a?b?c)%",
+    "%START_TIME(%s)%",
+    "a\r\nx: y",
+    "\u{0}",
+    "\t",
+    "é",
+    "/",
+    "/a/{*}",
+    "/a/{*}/{**}",
+    "/a b/{*}",
+    "/{id}/x",
+    "/x{1001}",
+    "(a",
+    "a{2}{3}",
+    "[a&&b]",
+    r"\1",
+    r"\9",
+    r"\Qa",
+    "(?i)é+",
+    r"\p{Greek}{900}",
+    "(?:[^a]{10}){99}",
+    "unix:///tmp/x",
+    "10.0.0.0/8",
+    "::1",
+    "10.0.0.1",
+    "1.2.3",
+    "-1",
+    "0",
+    "65536",
+    "istio-system",
+    ".",
+    "~",
+    "TLS",
+    "HTTP",
+    "TCP",
+    "GRPC",
+    "0s",
+    "1ms",
+    "0.5ms",
+    "1h",
+    "2562047h",
+    "999999999h",
+    "Host",
+    ":path",
+    ":authority",
+    "x_y",
+    "content-length",
+    "set-cookie",
+    "a:b",
+    "ALL",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "NOPE",
+];
+
+const NUMBERS: &[i64] = &[
+    -1,
+    0,
+    1,
+    2,
+    80,
+    99,
+    100,
+    101,
+    200,
+    599,
+    600,
+    15001,
+    15006,
+    65535,
+    65536,
+    5_000_011,
+    8_388_609,
+    2_147_483_647,
+    4_294_967_295,
+];
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % limit.max(1) as u64).unwrap_or(0)
+    }
+
+    fn of<'a, T>(&mut self, list: &'a [T]) -> &'a T {
+        &list[self.below(list.len())]
+    }
+}
+
+/// The leaves and lists of a value, as JSON pointers.
+fn places(value: &Value, at: &str, out: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (key, inner) in fields {
+                let key = key.replace('~', "~0").replace('/', "~1");
+                places(inner, &format!("{at}/{key}"), out);
+            }
+        }
+        Value::Array(items) => {
+            out.push(at.to_owned());
+            for (index, inner) in items.iter().enumerate() {
+                places(inner, &format!("{at}/{index}"), out);
+            }
+        }
+        _ => out.push(at.to_owned()),
+    }
+}
+
+/// Changes one place of the spec.
+fn damage(spec: &mut Value, random: &mut Random) {
+    let mut all = Vec::new();
+    places(spec, "", &mut all);
+    let place = random.of(&all).clone();
+    let Some(target) = spec.pointer_mut(&place) else {
+        return;
+    };
+
+    *target = match target {
+        Value::Array(items) if !items.is_empty() => {
+            let mut items = items.clone();
+            let copied = random.of(&items).clone();
+            match random.below(3) {
+                0 => items.push(copied),
+                1 => items.reverse(),
+                _ => {
+                    items.remove(0);
+                }
+            }
+            Value::Array(items)
+        }
+        Value::Number(_) => Value::from(*random.of(NUMBERS)),
+        Value::Bool(on) => Value::from(!*on),
+        // Often two texts together, so that a part of what was valid stays.
+        Value::String(text) if random.below(3) == 0 => {
+            Value::from(format!("{text}{}", random.of(TEXTS)))
+        }
+        _ => Value::from(*random.of(TEXTS)),
+    };
+}
+
+/// A sidecar and a gateway, ours or stock Envoy.
+fn proxies(is_meltemi: bool) -> [Proxy; 2] {
+    let gateway = super::proxy(
+        "router~10.44.0.9~entry-1.shop~shop.svc.cluster.local",
+        "entry",
+        &[("istio", "ingressgateway")],
+    );
+    [caller(), gateway].map(|mut proxy| {
+        proxy.is_meltemi = is_meltemi;
+        proxy
+    })
+}
+
+fn caller() -> Proxy {
+    super::proxy(
+        "sidecar~10.44.0.2~front-1.shop~shop.svc.cluster.local",
+        "front",
+        &[("app", "front")],
+    )
+}
+
+/// The corpus with one object damaged; `None` if validation refuses the object.
+fn mutant(corpus: &[Arc<Object>], random: &mut Random) -> Option<(String, Tables)> {
+    let at = random.below(corpus.len());
+    let mut raw = corpus[at].raw.clone();
+    for _ in 0..=random.below(2) {
+        damage(raw.get_mut("spec")?, random);
+    }
+
+    let text = to_yaml(&raw);
+    let parsed = parse("mutant.yaml", &text);
+    let [object] = parsed.objects.as_slice() else {
+        return None;
+    };
+    let is_error = |one: &meltemi_types::Diagnostic| one.severity == Severity::Error;
+    if parsed.diagnostics.iter().any(is_error) || validate(object).iter().any(is_error) {
+        return None;
+    }
+
+    let object = Arc::new(object.clone());
+    let others = corpus.iter().enumerate().filter(|(index, _)| *index != at);
+    let tables = others
+        .map(|(_, other)| other.clone())
+        .chain([object])
+        .collect();
+
+    Some((text, tables))
+}
+
+fn translated(tables: &Tables, proxy: &Proxy) -> Translated {
+    let snapshot = Snapshot::build(None, tables, &BuildOptions::default()).snapshot;
+    translate(&snapshot, proxy, &Memo::new())
+}
+
+fn corpus() -> Vec<Arc<Object>> {
+    let parsed = parse("corpus.yaml", CORPUS);
+    let errors: Vec<_> = parsed
+        .diagnostics
+        .iter()
+        .cloned()
+        .chain(parsed.objects.iter().flat_map(validate))
+        .filter(|one| one.severity == Severity::Error)
+        .collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    parsed.objects.into_iter().map(Arc::new).collect()
+}
+
+/// Compiles every resource as our proxy does.
+fn compile(compiler: &Compiler, translated: &Translated) -> Vec<String> {
+    let mut refused = Vec::new();
+    for (url, resources) in &translated.resources {
+        for one in resources {
+            let result = match *url {
+                type_url::CLUSTER => compiler.cluster_from(&one.any).map(drop),
+                type_url::ENDPOINT => compiler.endpoints_from(&one.any).map(drop),
+                type_url::LISTENER => compiler.listener_from(&one.any).map(drop),
+                type_url::ROUTE => compiler.route_from(&one.any).map(drop),
+                _ => Ok(()),
+            };
+            if let Err(rejection) = result {
+                refused.push(format!("{}: {rejection}", one.name));
+            }
+        }
+    }
+
+    refused
+}
+
+#[test]
+fn what_validation_takes_our_proxy_takes() {
+    let (corpus, mut random) = (corpus(), Random(0x9e37_79b9_7f4a_7c15));
+    let compiler = Compiler::default();
+    let mut taken = 0;
+
+    let proxies = proxies(true);
+    for _ in 0..1200 {
+        let Some((text, tables)) = mutant(&corpus, &mut random) else {
+            continue;
+        };
+        taken += 1;
+        let proxy = &proxies[taken % proxies.len()];
+        let refused = compile(&compiler, &translated(&tables, proxy));
+        assert!(refused.is_empty(), "{refused:#?}\nafter\n{text}");
+    }
+
+    assert!(taken > 200, "only {taken} mutants are valid");
+}
+
+/// Resources of many mutants under names of their own, so that Envoy reads them at once.
+#[derive(Default)]
+struct Heap {
+    seen: HashSet<Vec<u8>>,
+    clusters: Vec<Cluster>,
+    listeners: Vec<Listener>,
+    tables: Vec<RouteConfiguration>,
+}
+
+impl Heap {
+    fn add(&mut self, translated: &Translated) {
+        for one in translated.resources.values().flatten() {
+            let Any { type_url, value } = &one.any;
+            if !self.seen.insert(value.clone()) {
+                continue;
+            }
+            let number = self.seen.len();
+            match type_url.as_str() {
+                type_url::CLUSTER => {
+                    let mut cluster: Cluster = unpack(&one.any).expect("a cluster");
+                    cluster.name = format!("{number}/{}", cluster.name);
+                    self.clusters.push(cluster);
+                }
+                type_url::LISTENER => {
+                    let mut listener: Listener = unpack(&one.any).expect("a listener");
+                    listener.name = format!("{number}/{}", listener.name);
+                    if let Some(address::Address::SocketAddress(at)) =
+                        listener.address.as_mut().and_then(|at| at.address.as_mut())
+                    {
+                        let port = 30_000 + u32::try_from(number).expect("few") % 30_000;
+                        at.port_specifier = Some(PortSpecifier::PortValue(port));
+                        at.address = "127.0.0.1".to_owned();
+                    }
+                    self.listeners.push(listener);
+                }
+                type_url::ROUTE => self.tables.push(unpack(&one.any).expect("a table")),
+                _ => {}
+            }
+        }
+    }
+
+    fn verdict(self, envoy: &Path, file: &Path) -> Result<(), String> {
+        let bootstrap = bootstrap_of(self.clusters, self.listeners, self.tables, "mutants");
+        std::fs::write(file, bootstrap.encode_to_vec()).expect("a file");
+        let output = Command::new(envoy)
+            .args(["--mode", "validate", "--log-level", "error", "-c"])
+            .arg(file)
+            .output()
+            .expect("Envoy runs");
+
+        let said = String::from_utf8_lossy(&output.stdout).contains("OK");
+        match output.status.success() && said {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+}
+
+#[test]
+fn what_validation_takes_envoy_takes() {
+    let Some(envoy) = envoy() else {
+        super::skip(
+            "what_validation_takes_envoy_takes",
+            "there is no Envoy (cargo xtask peers)",
+        );
+        return;
+    };
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("mutants.pb");
+    let (corpus, mut random) = (corpus(), Random(0x2545_f491_4f6c_dd1d));
+    let [sidecar, gateway] = proxies(false);
+
+    let all: Vec<(String, Tables)> = (0..1500)
+        .filter_map(|_| mutant(&corpus, &mut random))
+        .collect();
+    assert!(all.len() > 200, "only {} mutants are valid", all.len());
+
+    let heap_of = |mutants: &[(String, Tables)]| {
+        let mut heap = Heap::default();
+        for (_, tables) in mutants {
+            heap.add(&translated(tables, &sidecar));
+            heap.add(&translated(tables, &gateway));
+        }
+        heap
+    };
+
+    for mutants in all.chunks(100) {
+        let Err(whole) = heap_of(mutants).verdict(&envoy, &file) else {
+            continue;
+        };
+        for one in mutants {
+            if let Err(said) = heap_of(std::slice::from_ref(one)).verdict(&envoy, &file) {
+                panic!("{said}\nafter\n{}", one.0);
+            }
+        }
+        panic!("together only: {whole}");
+    }
+}
