@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use meltemi_types::{Diagnostic, ObjectRef, Position, Severity, is_dns_label};
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use crate::core::{ConfigMap, DeploymentSpec, Pod, Secret, ServiceSpec};
@@ -77,6 +78,40 @@ pub fn chunks(text: &str) -> Vec<Chunk> {
     found.push(Chunk { end: at, ..open });
 
     found
+        .into_iter()
+        .flat_map(|chunk| json_values(text, chunk))
+        .collect()
+}
+
+/// JSON values one after another are documents of their own, as kubectl reads them. Any other text
+/// stays as it is.
+fn json_values(text: &str, chunk: Chunk) -> Vec<Chunk> {
+    let held = &text[chunk.start..chunk.end];
+    if !held.trim_start().starts_with('{') {
+        return vec![chunk];
+    }
+
+    let mut values = serde_json::Deserializer::from_str(held).into_iter::<IgnoredAny>();
+    let (mut found, mut open): (Vec<Chunk>, Chunk) = (Vec::new(), chunk);
+    loop {
+        match values.next() {
+            None => {
+                if let Some(last) = found.last_mut() {
+                    last.end = chunk.end;
+                }
+                return found;
+            }
+            Some(Err(_)) => return vec![chunk],
+            Some(Ok(_)) => {
+                let end = chunk.start + values.byte_offset();
+                found.push(Chunk { end, ..open });
+
+                let lines = text[open.start..end].matches('\n').count();
+                open.start = end;
+                open.line += u32::try_from(lines).unwrap_or(u32::MAX);
+            }
+        }
+    }
 }
 
 /// Reads a file. `file` is its name as diagnostics shall show it.

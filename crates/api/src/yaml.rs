@@ -9,7 +9,7 @@ mod scalar;
 
 use std::collections::HashMap;
 
-use granit_parser::{Event, Parser, ScalarStyle, StrInput, Tag};
+use granit_parser::{Event, Parser, ScalarStyle, StrInput, StructureStyle, Tag};
 use serde_json::{Map, Value};
 
 use crate::positions::{Children, Positions};
@@ -170,7 +170,7 @@ impl<'t> Builder<'t> {
                     weight,
                 })
             }
-            Event::SequenceStart(_, anchor, _) => {
+            Event::SequenceStart(style, anchor, _) => {
                 self.open_anchors.push(anchor);
                 let (mut items, mut places, mut weight) = (Vec::new(), Vec::new(), NODE_WEIGHT);
                 loop {
@@ -183,7 +183,11 @@ impl<'t> Builder<'t> {
                     let item = self.node(event, place)?;
                     self.path.truncate(length);
                     weight += item.weight;
-                    items.push(item.value);
+                    let value = match style {
+                        StructureStyle::Flow => colons_at_the_end(item.value),
+                        StructureStyle::Block => item.value,
+                    };
+                    items.push(value);
                     places.push(item.positions);
                 }
 
@@ -306,6 +310,18 @@ impl<'t> Builder<'t> {
             positions,
             weight,
         })
+    }
+}
+
+/// `[2001:db8::]`: to kubectl's reader the last colon is part of the text, and begins no value.
+fn colons_at_the_end(item: Value) -> Value {
+    let Value::Object(fields) = &item else {
+        return item;
+    };
+    let mut pairs = fields.iter();
+    match (pairs.next(), pairs.next()) {
+        (Some((key, Value::Null)), None) if key.ends_with(':') => Value::String(format!("{key}:")),
+        _ => item,
     }
 }
 

@@ -460,3 +460,44 @@ fn extension_providers_are_checked_where_they_are_written() {
         assert_eq!(told(fields), [wanted], "{fields}");
     }
 }
+
+#[test]
+fn json_values_one_after_another_are_documents() {
+    let object = |name: &str| {
+        format!(
+            "{{\"apiVersion\":\"networking.istio.io/v1\",\"kind\":\"VirtualService\",\"metadata\":{{\"name\":\"{name}\"}},\n\"spec\":{{\"hosts\":[\"a.example\"],\"http\":[{{\"directResponse\":{{\"status\":205}}}}]}}}}"
+        )
+    };
+
+    for between in ["\n", " ", ""] {
+        let text = format!("{}{between}{}\n", object("a"), object("b"));
+        let parsed = parse("a.json", &text);
+        assert_eq!(parsed.diagnostics, vec![], "{between:?}");
+        let names: Vec<&str> = parsed
+            .objects
+            .iter()
+            .map(|one| one.meta.name.as_str())
+            .collect();
+        assert_eq!(names, ["a", "b"]);
+    }
+
+    // The second value is found at its own line.
+    let text = format!("{}\n{}", object("a"), object("b").replace("hosts", "hostz"));
+    let told = findings(&text);
+    assert!(
+        told.iter()
+            .any(|one| one.position.line == 4 && one.message.contains("hostz")),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn an_address_may_end_in_colons() {
+    let text = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: a}\nspec:\n  hosts: [a.example]\n  addresses: [192.0.2.4, 2001:db8::]\n  ports: [{number: 80, name: http, protocol: HTTP}]\n  resolution: STATIC\n  endpoints: [{address: 192.0.2.5}]\n";
+    assert_eq!(findings(text), vec![]);
+    let parsed = parse("a.yaml", text);
+    let Spec::ServiceEntry(entry) = &parsed.objects[0].spec else {
+        panic!("a ServiceEntry")
+    };
+    assert_eq!(entry.addresses, ["192.0.2.4", "2001:db8::"]);
+}
