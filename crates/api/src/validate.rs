@@ -15,7 +15,7 @@ mod security;
 mod service_entry;
 mod sidecar;
 mod telemetry;
-mod virtual_service;
+pub(crate) mod virtual_service;
 mod workload;
 
 use meltemi_types::Diagnostic;

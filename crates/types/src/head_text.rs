@@ -35,6 +35,24 @@ pub fn header_value_fault(text: &str) -> Option<String> {
         return Some(fault);
     }
 
+    operators_fault(text, known)
+}
+
+/// The fault of an access log's format, which may have lines and knows more operators.
+pub fn log_format_fault(text: &str) -> Option<String> {
+    operators_fault(text, |name| {
+        // What these operators take is checked by the proxy that formats.
+        let any = LOGGED
+            .contains(&name)
+            .then_some((Parameter::Optional, true));
+        known(name).or(any)
+    })
+}
+
+/// What an operator of a name takes, and whether a length may follow; `None` for an unknown one.
+type Grammar = fn(&str) -> Option<(Parameter, bool)>;
+
+fn operators_fault(text: &str, known: Grammar) -> Option<String> {
     let mut rest = text;
     while let Some(at) = rest.find('%') {
         rest = &rest[at + 1..];
@@ -42,7 +60,7 @@ pub fn header_value_fault(text: &str) -> Option<String> {
             rest = behind;
             continue;
         }
-        match operator(rest) {
+        match operator(rest, known) {
             Ok(behind) => rest = behind,
             Err(fault) => return Some(format!("{fault}; a percent sign is written %%")),
         }
@@ -65,7 +83,7 @@ enum Parameter {
 }
 
 /// Reads `NAME(parameter):length%`, and returns the text behind it.
-fn operator(text: &str) -> Result<&str, String> {
+fn operator(text: &str, known: Grammar) -> Result<&str, String> {
     let end = text
         .find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'))
         .unwrap_or(text.len());
@@ -140,6 +158,84 @@ fn known(name: &str) -> Option<(Parameter, bool)> {
         _ => return None,
     })
 }
+
+/// Further operators of access logs. `CAUSE` is our proxy's own.
+const LOGGED: &[&str] = &[
+    "CAUSE",
+    "CEL",
+    "COMMON_DURATION",
+    "CUSTOM_FLAGS",
+    "DOWNSTREAM_DIRECT_LOCAL_ADDRESS",
+    "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT",
+    "DOWNSTREAM_DIRECT_LOCAL_PORT",
+    "DOWNSTREAM_DIRECT_REMOTE_PORT",
+    "DOWNSTREAM_HANDSHAKE_DURATION",
+    "DOWNSTREAM_HEADER_BYTES_RECEIVED",
+    "DOWNSTREAM_HEADER_BYTES_SENT",
+    "DOWNSTREAM_LOCAL_DNS_SAN",
+    "DOWNSTREAM_LOCAL_EMAIL_SAN",
+    "DOWNSTREAM_LOCAL_IP_SAN",
+    "DOWNSTREAM_LOCAL_OTHERNAME_SAN",
+    "DOWNSTREAM_LOCAL_SUBJECT",
+    "DOWNSTREAM_PEER_CERT_V_END",
+    "DOWNSTREAM_PEER_CERT_V_START",
+    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1",
+    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256",
+    "DOWNSTREAM_PEER_CHAIN_SERIALS",
+    "DOWNSTREAM_PEER_DNS_SAN",
+    "DOWNSTREAM_PEER_EMAIL_SAN",
+    "DOWNSTREAM_PEER_FINGERPRINT_1",
+    "DOWNSTREAM_PEER_IP_SAN",
+    "DOWNSTREAM_PEER_OTHERNAME_SAN",
+    "DOWNSTREAM_PEER_SERIAL",
+    "DOWNSTREAM_TLS_SESSION_ID",
+    "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
+    "DOWNSTREAM_WIRE_BYTES_RECEIVED",
+    "DOWNSTREAM_WIRE_BYTES_SENT",
+    "EMIT_TIME",
+    "EMIT_TIME_LOCAL",
+    "FILTER_STATE",
+    "GRPC_STATUS_NUMBER",
+    "LOCAL_REPLY_BODY",
+    "METADATA",
+    "PATH",
+    "QUERY_PARAM",
+    "QUERY_PARAMS",
+    "REQUEST_TX_DURATION",
+    "RESPONSE_TX_DURATION",
+    "ROUNDTRIP_DURATION",
+    "SPAN_ID",
+    "START_TIME_LOCAL",
+    "TLS_JA3_FINGERPRINT",
+    "TLS_JA4_FINGERPRINT",
+    "TRACE_ID",
+    "UNIQUE_ID",
+    "UPSTREAM_CLUSTER_RAW",
+    "UPSTREAM_CONNECTION_ID",
+    "UPSTREAM_CONNECTION_POOL_READY_DURATION",
+    "UPSTREAM_DETECTED_CLOSE_TYPE",
+    "UPSTREAM_FILTER_STATE",
+    "UPSTREAM_HEADER_BYTES_RECEIVED",
+    "UPSTREAM_HEADER_BYTES_SENT",
+    "UPSTREAM_HOSTS_ATTEMPTED",
+    "UPSTREAM_HOST_NAME",
+    "UPSTREAM_HOST_NAME_WITHOUT_PORT",
+    "UPSTREAM_LOCAL_DNS_SAN",
+    "UPSTREAM_LOCAL_SUBJECT",
+    "UPSTREAM_LOCAL_URI_SAN",
+    "UPSTREAM_PEER_CERT",
+    "UPSTREAM_PEER_CERT_V_END",
+    "UPSTREAM_PEER_CERT_V_START",
+    "UPSTREAM_PEER_DNS_SAN",
+    "UPSTREAM_PEER_ISSUER",
+    "UPSTREAM_PEER_SUBJECT",
+    "UPSTREAM_PEER_URI_SAN",
+    "UPSTREAM_TLS_CIPHER",
+    "UPSTREAM_TLS_SESSION_ID",
+    "UPSTREAM_TLS_VERSION",
+    "UPSTREAM_WIRE_BYTES_RECEIVED",
+    "UPSTREAM_WIRE_BYTES_SENT",
+];
 
 /// Operators without a parameter.
 const PLAIN: &[&str] = &[
@@ -234,6 +330,19 @@ mod tests {
             assert!(header_value_fault(bad).is_some(), "{bad:?}");
         }
         assert!(header_value_fault(&"a".repeat(MAX_HEADER + 1)).is_some());
+    }
+
+    #[test]
+    fn logs_have_lines_and_more_operators() {
+        for good in [
+            "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%\"\n",
+            "%CAUSE% %METADATA(CLUSTER:istio:a)% %UPSTREAM_WIRE_BYTES_SENT%",
+        ] {
+            assert_eq!(log_format_fault(good), None, "{good}");
+        }
+        for bad in ["%NOPE%", "took 5%", "%REQ(a"] {
+            assert!(log_format_fault(bad).is_some(), "{bad}");
+        }
     }
 
     #[test]

@@ -22,7 +22,9 @@ pub use cipher_suite::is_cipher_suite;
 pub use diagnostic::{Diagnostic, ObjectRef, Position, Severity};
 pub use go_bool::parse_go_bool;
 pub use grpc::{GrpcCode, GrpcCodeError};
-pub use head_text::{breaks_line, header_value_fault, plain_value_fault, target_fault};
+pub use head_text::{
+    breaks_line, header_value_fault, log_format_fault, plain_value_fault, target_fault,
+};
 pub use host::{is_dns_label, is_local_host};
 pub use keepalive::Keepalive;
 pub use labels::{Labels, Selector};

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use meltemi_types::{Diagnostic, ObjectRef, Position};
+use meltemi_types::{Diagnostic, ObjectRef, Position, log_format_fault};
 use serde_json::Value;
 
 use super::{AccessLogEncoding, ExtensionProvider, MeshConfig};
@@ -10,6 +10,7 @@ use crate::object::attach;
 use crate::positions::Positions;
 use crate::schema::{Field, Report, UnknownFields};
 use crate::validate::provider::check_provider;
+use crate::validate::virtual_service::check_retries;
 use crate::{Object, Spec, yaml};
 
 /// Name of the ConfigMap, in the root namespace.
@@ -307,6 +308,17 @@ fn check(mesh: &MeshConfig, report: &mut Report) {
         });
     }
 
+    if let Some(fault) = log_format_fault(&mesh.access_log_format) {
+        report.field("accessLogFormat", |report| {
+            report.error(
+                "MEL0201",
+                fault,
+                "see Envoy's list of %OPERATORS%: a format that proxies refuse would keep every listener as it is",
+            );
+        });
+    }
+    check_retry_policies(mesh, report);
+
     if mesh.root_namespace.is_empty() {
         report.field("rootNamespace", |report| {
             report.error(
@@ -316,6 +328,30 @@ fn check(mesh: &MeshConfig, report: &mut Report) {
             );
         });
     }
+}
+
+/// The mesh's retries, by the rules of a VirtualService. Source: Istio
+/// `validateMeshConfigDefaultInboundHTTPRetryPolicy`.
+fn check_retry_policies(mesh: &MeshConfig, report: &mut Report) {
+    report.some(
+        "defaultHttpRetryPolicy",
+        &mesh.default_http_retry_policy,
+        check_retries,
+    );
+    report.some(
+        "defaultInboundHttpRetryPolicy",
+        &mesh.default_inbound_http_retry_policy,
+        |retries, report| {
+            check_retries(retries, report);
+            if retries.attempts == 0 && retries.backoff.is_some() {
+                report.error(
+                    "MEL0202",
+                    "backoff configured when attempts are set to 0 (disabled)",
+                    "write attempts, or remove backoff",
+                );
+            }
+        },
+    );
 }
 
 #[cfg(test)]

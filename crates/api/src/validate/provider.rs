@@ -1,11 +1,14 @@
-//! Extension providers that CUSTOM policies ask. Source: Istio
+//! Extension providers: what CUSTOM policies ask, and file logs. Source: Istio
 //! `ValidateExtensionProviderEnvoyExtAuthzHTTP` and `buildExtAuthzHTTP`.
 //!
-//! Every finding is a warning, as in Istio: the rest of MeshConfig holds, and a CUSTOM policy of a
-//! faulty provider denies what its rules select.
+//! Every finding about an authorizer is a warning, as in Istio: the rest of MeshConfig holds, and a
+//! CUSTOM policy of a faulty provider denies what its rules select.
+
+use meltemi_types::log_format_fault;
+use serde_json::Value;
 
 use super::rules::*;
-use crate::mesh::{ExtAuthzBody, ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider};
+use crate::mesh::{ExtAuthzBody, ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider, FileAccessLog};
 use crate::schema::{Finding, Report, UnknownFields, shorten};
 
 /// The statuses that Envoy can answer with. Source: `envoy.type.v3.StatusCode`.
@@ -28,6 +31,11 @@ impl ExtensionProvider {
 /// Checks one item of `extensionProviders`.
 pub(crate) fn check_provider(provider: &ExtensionProvider, at: &mut Report) {
     check_faults(provider, at);
+    at.some(
+        "envoyFileAccessLog",
+        &provider.envoy_file_access_log,
+        check_file_log,
+    );
 
     at.some(
         "envoyExtAuthzHttp",
@@ -67,6 +75,32 @@ fn check_faults(provider: &ExtensionProvider, at: &mut Report) {
         &provider.envoy_ext_authz_grpc,
         check_grpc,
     );
+}
+
+/// A format that proxies refuse would keep every listener with this log as it is.
+fn check_file_log(log: &FileAccessLog, at: &mut Report) {
+    let remedy = "see Envoy's list of %OPERATORS%";
+    let Some(format) = &log.log_format else {
+        return;
+    };
+    at.field("logFormat", |at| {
+        if let Some(fault) = format.text.as_deref().and_then(log_format_fault) {
+            at.field("text", |at| at.error(INVALID, fault, remedy));
+        }
+        if let Some(fault) = format.labels.as_ref().and_then(label_fault) {
+            at.field("labels", |at| at.error(INVALID, fault, remedy));
+        }
+    });
+}
+
+/// The first fault among the texts of a JSON format.
+fn label_fault(labels: &Value) -> Option<String> {
+    match labels {
+        Value::String(text) => log_format_fault(text),
+        Value::Object(fields) => fields.values().find_map(label_fault),
+        Value::Array(items) => items.iter().find_map(label_fault),
+        _ => None,
+    }
 }
 
 fn check_http(http: &ExtAuthzHttp, at: &mut Report) {

@@ -7,9 +7,8 @@ use std::collections::BTreeMap;
 
 use meltemi_types::is_dns_label;
 
-use self::actions::{
-    check_cors, check_fault, check_headers, check_redirect, check_retries, check_rewrite,
-};
+pub(crate) use self::actions::check_retries;
+use self::actions::{check_cors, check_fault, check_headers, check_redirect, check_rewrite};
 use self::matches::{
     check_gateway_name, check_http_match, check_tcp_match, check_tls_match, check_unreachable,
 };

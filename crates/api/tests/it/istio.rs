@@ -286,3 +286,29 @@ fn path_templates_are_those_that_envoy_takes() {
         true,
     );
 }
+
+#[test]
+fn a_mesh_config_that_proxies_refuse_is_refused() {
+    let mesh = |settings: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    {settings}\n"
+        )
+    };
+    for good in [
+        "accessLogFormat: '[%START_TIME(%s.%3f)%] %REQ(:METHOD)% %CAUSE%'",
+        "defaultHttpRetryPolicy: {attempts: 2, retryOn: '503'}",
+        "extensionProviders: [{name: a, envoyFileAccessLog: {path: /x, logFormat: {labels: {a: '%PROTOCOL%'}}}}]",
+    ] {
+        assert_eq!(errors(&mesh(good)), [""; 0], "{good}");
+    }
+    for bad in [
+        "accessLogFormat: '%NOPE%'",
+        "accessLogFormat: 'took 5%'",
+        "defaultHttpRetryPolicy: {attempts: 2, retryOn: '5xxx'}",
+        "defaultInboundHttpRetryPolicy: {attempts: 0, backoff: 1s}",
+        "extensionProviders: [{name: a, envoyFileAccessLog: {path: /x, logFormat: {text: '%REQ(a'}}}]",
+        "extensionProviders: [{name: a, envoyFileAccessLog: {path: /x, logFormat: {labels: {a: '%NOPE%'}}}}]",
+    ] {
+        assert_eq!(errors(&mesh(bad)).len(), 1, "{bad}");
+    }
+}

@@ -200,7 +200,7 @@ const STATUSES: &[std::ops::RangeInclusive<u16>] = &[
     510..=511,
 ];
 
-pub(super) fn check_retries(retries: &HttpRetry, at: &mut Report) {
+pub(crate) fn check_retries(retries: &HttpRetry, at: &mut Report) {
     let HttpRetry {
         attempts,
         per_try_timeout,
