@@ -18,6 +18,7 @@ pub use self::piped::PieceFilter;
 use self::piped::PipedBody;
 use crate::http1::body::{BodyError, BodyReader};
 use crate::http1::input::Input;
+use crate::http2::heads;
 use crate::io::Io;
 
 /// A piece of payload, lent by the reader's buffer or owned.
@@ -167,9 +168,15 @@ impl<'a> BodyIn<'a> {
     /// The trailers, after the last piece.
     pub async fn trailers(&mut self) -> Result<Option<HeaderMap>, BodyError> {
         match self {
-            Self::H2(body) => poll_fn(|cx| body.stream.poll_trailers(cx))
-                .await
-                .map_err(h2_error),
+            Self::H2(body) => {
+                let trailers = poll_fn(|cx| body.stream.poll_trailers(cx)).await;
+                let trailers = trailers.map_err(h2_error)?;
+                let mut values = trailers.iter().flat_map(HeaderMap::values);
+                match values.any(heads::has_blank_ends) {
+                    true => Err(BodyError::Malformed(heads::BLANK_ENDS)),
+                    false => Ok(trailers),
+                }
+            }
             Self::Piped(body) => body.trailers().await,
             Self::Empty | Self::H1(_) => Ok(None),
         }

@@ -25,6 +25,16 @@ const fn bad(details: &'static str) -> BadHead {
     }
 }
 
+/// `%RESPONSE_CODE_DETAILS%` of a message with such a field.
+pub const BLANK_ENDS: &str = "http2.field_value_with_blank_ends";
+
+/// Whether a value begins or ends with a blank. RFC 9113 §8.2.1: such a message is malformed. A
+/// policy would compare the blank, and a server of HTTP/1.1 would never see it.
+pub fn has_blank_ends(value: &HeaderValue) -> bool {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last())
+}
+
 fn add_fields(
     headers: &HeaderMap,
     limit: usize,
@@ -40,8 +50,17 @@ fn add_fields(
         });
     }
 
+    // RFC 9110 §8.6: one length; HTTP/1.1, where it may go next, refuses two as well.
+    let lengths = headers.get_all(http::header::CONTENT_LENGTH);
+    if lengths.iter().nth(1).is_some() {
+        return Err(bad("http2.duplicate_content_length"));
+    }
+
     let mut cookies: Vec<u8> = Vec::new();
     for (name, value) in headers {
+        if has_blank_ends(value) {
+            return Err(bad(BLANK_ENDS));
+        }
         match *name {
             // RFC 9113 §8.2.3: crumbs are one field for everyone behind us.
             http::header::COOKIE if request => {
@@ -232,6 +251,31 @@ mod tests {
         let mut head = RequestHead::new();
         request_from(&parts(request), 100, &mut head).expect("accepted");
         assert_eq!(head.authority(), "b");
+    }
+
+    #[test]
+    fn fields_that_http1_would_read_otherwise_are_refused() {
+        let refusal = |name: &str, values: &[&str]| {
+            let mut request = Request::builder().uri("http://a/");
+            let mut response = Response::builder();
+            for value in values {
+                request = request.header(name, *value);
+                response = response.header(name, *value);
+            }
+            let response = response.body(()).expect("well formed").into_parts().0;
+            let request = request_from(&parts(request), 100, &mut RequestHead::new());
+            let answer = response_from(&response, 100, &mut ResponseHead::default());
+            assert_eq!(request, answer, "{name}: {values:?}");
+            request.err().map(|refusal| refusal.details)
+        };
+
+        for value in [" admin", "admin ", "\tadmin", "admin\t", " "] {
+            assert_eq!(refusal("x-role", &[value]), Some(BLANK_ENDS), "{value:?}");
+        }
+        assert_eq!(refusal("x-role", &["the admin", ""]), None);
+        let duplicate = Some("http2.duplicate_content_length");
+        assert_eq!(refusal("content-length", &["0", "0"]), duplicate);
+        assert_eq!(refusal("content-length", &["0"]), None);
     }
 
     #[test]

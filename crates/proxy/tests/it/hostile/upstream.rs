@@ -276,6 +276,20 @@ async fn broken_answers_over_http2_are_the_proxys_own_errors() {
             ok(1, END, &[("X", "y")]),
             &["502", "503"],
         ),
+        (
+            "a blank after a value",
+            ok(1, END, &[("x", "y ")]),
+            &["502"],
+        ),
+        (
+            "two equal lengths",
+            [
+                ok(1, 0, &[("content-length", "3"), ("content-length", "3")]),
+                frame(DATA, END, 1, b"abc"),
+            ]
+            .concat(),
+            &["502", "503"],
+        ),
         ("no head", frame(DATA, END, 1, b"abc"), &["502", "503"]),
         (
             "a pushed stream",
@@ -373,6 +387,15 @@ async fn broken_bodies_over_http2_break_off() {
                 ok(1, 0, &[]),
                 frame(DATA, 0, 1, b"abc"),
                 frame(RST_STREAM, 0, 1, &[0, 0, 0, 2]),
+            ]
+            .concat(),
+        ),
+        (
+            "trailers with a blank before a value",
+            [
+                ok(1, 0, &[]),
+                frame(DATA, 0, 1, b"abc"),
+                frame(HEADERS, END_HEADERS | END, 1, &block(&[("x", " y")])),
             ]
             .concat(),
         ),
