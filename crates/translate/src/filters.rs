@@ -18,11 +18,14 @@ use crate::envoy::extensions::filters::network::{
     set_filter_state as network_filter_state, tcp_proxy,
 };
 use crate::envoy::http::{connection_manager, http_filter, network_filter};
-use crate::envoy::value::{ads, boolv, duration};
+use crate::envoy::value::{ads, boolv, duration, seconds};
 use crate::envoy::{core, listener, types};
 use crate::proxy::Proxy;
 use crate::route::action::{CORS_FILTER, FAULT_FILTER};
 use crate::route::{RouteTableInput, table_message};
+
+/// How long the head of a request to a gateway may take to come.
+const GATEWAY_HEAD_SECONDS: u64 = 60;
 
 /// The filters that the client has compiled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -189,6 +192,8 @@ fn manager_message(input: &HttpInput) -> hcm::HttpConnectionManager {
         Direction::Gateway => {
             message.forward_client_cert_details = m::ForwardClientCertDetails::SanitizeSet as i32;
             message.set_current_client_cert_details = Some(client_certificate(true));
+            // Anybody reaches a gateway, and half a head holds a connection until its end.
+            message.request_headers_timeout = seconds(GATEWAY_HEAD_SECONDS);
         }
         // Istio leaves the name out here: callers within the mesh see Envoy's default, `server:
         // envoy`.

@@ -101,7 +101,10 @@ fn listener_message(input: &ListenerInput) -> listener::Listener {
         logs,
     } = input;
 
-    let waits = inspect.tls || inspect.http;
+    // A sidecar waits for the first bytes as long as a client likes, since some protocols have the
+    // server speak first. Istio: MeshConfig.protocolDetectionTimeout, 0 by default. At a gateway, as
+    // with Istio, Envoy's default of 15 s holds: whoever says nothing there is closed.
+    let waits = (inspect.tls || inspect.http) && *direction != Direction::Gateway;
     listener::Listener {
         name: name.clone(),
         address: Some(address(host, u32::from(*port))),
@@ -112,7 +115,6 @@ fn listener_message(input: &ListenerInput) -> listener::Listener {
             Direction::Outbound | Direction::Gateway => TrafficDirection::Outbound,
         } as i32,
         listener_filters: inspectors(inspect),
-        // MeshConfig.protocolDetectionTimeout, 0 by default: sniffing waits for the client.
         listener_filters_timeout: if waits { seconds(0) } else { None },
         continue_on_listener_filters_timeout: waits,
         filter_chains: chains.iter().map(chain_message).collect(),
