@@ -8,6 +8,7 @@ use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_tls::CertificateInfo;
 use meltemi_translate::Proxy;
 use meltemi_types::{SpiffeId, TrustDomain};
+use meltemi_web::Place;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tonic::transport::server::Connected;
@@ -37,6 +38,8 @@ pub struct PeerCertificate {
 pub(crate) struct WithPeer<S> {
     pub(crate) stream: S,
     pub(crate) peer: Peer,
+    /// The place of a client without a certificate, which another client may take.
+    pub(crate) place: Option<Place>,
 }
 
 impl<S> Connected for WithPeer<S> {

@@ -8,9 +8,10 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use meltemi_ca::CertificateAuthority;
 use meltemi_tls::{ClientAuth, PeerRule, ServerTerms};
+use meltemi_web::Places;
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,8 +21,9 @@ use crate::auth::{Peer, PeerCertificate, WithPeer};
 
 /// A handshake that takes longer ends.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes at a time; further connections wait in the kernel's queue.
-const HANDSHAKES: usize = 256;
+/// Connections at a time whose clients have shown no certificate, handshakes among them. A further
+/// one takes the place of another, see [`Places`]: silent strangers keep nobody out.
+const STRANGERS: usize = 2048;
 /// The least time between two attempts to issue the server certificate.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a certificate that ended while the machine slept stays in use after it woke up.
@@ -156,20 +158,31 @@ pub(crate) fn accept_tls(
     certificate: Arc<ServerCertificate>,
     stop: CancellationToken,
 ) -> Incoming<TlsStream<TcpStream>> {
+    accept_tls_within(Places::new(STRANGERS), listener, certificate, stop)
+}
+
+fn accept_tls_within(
+    places: Places,
+    listener: TcpListener,
+    certificate: Arc<ServerCertificate>,
+    stop: CancellationToken,
+) -> Incoming<TlsStream<TcpStream>> {
     let (sender, receiver) = mpsc::channel(16);
-    let places = Arc::new(Semaphore::new(HANDSHAKES));
     tokio::spawn(async move {
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else {
-                return;
-            };
             let Some((stream, address)) = accept(&listener, &stop).await else {
                 return;
             };
+            let mut place = places.admit(Some(address.ip()));
             let (acceptor, sender) = (certificate.acceptor(), sender.clone());
             tokio::spawn(async move {
-                let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
-                drop(place);
+                let shaken = tokio::select! {
+                    shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)) => shaken,
+                    () = place.lost() => {
+                        tracing::debug!(%address, "TLS handshake given up for another connection");
+                        return;
+                    }
+                };
                 match shaken {
                     Ok(Ok(stream)) => {
                         let chain = stream.get_ref().1.peer_certificates();
@@ -179,10 +192,18 @@ pub(crate) fn accept_tls(
                             certificate,
                             is_secure: true,
                         };
-                        _ = sender.send(Ok(WithPeer { stream, peer })).await;
+                        // Who has shown a certificate is no stranger any more.
+                        let place = peer.certificate.is_none().then_some(place);
+                        let admitted = WithPeer {
+                            stream,
+                            peer,
+                            place,
+                        };
+                        _ = sender.send(Ok(admitted)).await;
                     }
                     Ok(Err(error)) => tracing::warn!(%address, %error, "TLS handshake refused"),
-                    Err(_) => tracing::warn!(%address, "TLS handshake took too long"),
+                    // As many as a stranger likes: not in the log.
+                    Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
                 }
             });
         }
@@ -206,6 +227,7 @@ pub(crate) fn accept_plaintext(
     stop: CancellationToken,
 ) -> Incoming<TcpStream> {
     let (sender, receiver) = mpsc::channel(16);
+    let places = Places::new(STRANGERS);
     tokio::spawn(async move {
         while let Some((stream, address)) = accept(&listener, &stop).await {
             let peer = Peer {
@@ -213,7 +235,12 @@ pub(crate) fn accept_plaintext(
                 certificate: None,
                 is_secure: false,
             };
-            if sender.send(Ok(WithPeer { stream, peer })).await.is_err() {
+            let admitted = WithPeer {
+                stream,
+                peer,
+                place: Some(places.admit(Some(address.ip()))),
+            };
+            if sender.send(Ok(admitted)).await.is_err() {
                 return;
             }
         }
@@ -261,7 +288,20 @@ mod io_impls {
             cx: &mut Context<'_>,
             buf: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.stream).poll_read(cx, buf)
+            if let Some(place) = &mut self.place
+                && place.poll_lost(cx).is_ready()
+            {
+                self.place = None;
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
+
+            let before = buf.filled().len();
+            let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+            // In plaintext nobody can show who they are: whoever speaks may stay.
+            if !self.peer.is_secure && buf.filled().len() > before {
+                self.place = None;
+            }
+            read
         }
     }
 
@@ -297,6 +337,72 @@ mod tests {
     use meltemi_types::TrustDomain;
 
     use super::*;
+
+    /// Connects from an address of the loopback network.
+    async fn connect_from(source: [u8; 4], to: SocketAddr) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((source, 0).into()).unwrap();
+        socket.connect(to).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn silent_strangers_keep_nobody_out() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        use tokio_stream::StreamExt as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Arc::new(
+            CertificateAuthority::self_signed(dir.path(), TrustDomain::default()).unwrap(),
+        );
+        let day = Duration::from_secs(24 * 3600);
+        let certificate = ServerCertificate::new(authority.clone(), &[], Vec::new(), day).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let places = Places::new(4);
+        let mut incoming = accept_tls_within(places, listener, Arc::new(certificate), stop);
+
+        let terms = meltemi_tls::ClientTerms {
+            rule: meltemi_tls::ServerRule::Host("localhost".into()),
+            ..Default::default()
+        };
+        let config = meltemi_tls::client_config(&terms, None, &authority.trust().unwrap()).unwrap();
+        let connector = tokio_rustls::TlsConnector::from(config);
+        let name = || rustls::pki_types::ServerName::try_from("localhost").unwrap();
+
+        // An agent that has no certificate yet, and a workload that takes all places again and
+        // again, in silence or with a handshake.
+        let agent = connect_from([127, 0, 0, 1], address).await;
+        let mut agent = connector.connect(name(), agent).await.unwrap();
+        let mut served = incoming.next().await.unwrap().unwrap();
+        let mut strangers = Vec::new();
+        for _ in 0..12 {
+            strangers.push(connect_from([127, 0, 0, 2], address).await);
+        }
+        let loud = connect_from([127, 0, 0, 2], address).await;
+        let _loud = connector.connect(name(), loud).await.unwrap();
+        let mut loud = incoming.next().await.unwrap().unwrap();
+        for _ in 0..12 {
+            strangers.push(connect_from([127, 0, 0, 2], address).await);
+        }
+
+        let another = connect_from([127, 0, 0, 3], address).await;
+        connector.connect(name(), another).await.unwrap();
+        incoming.next().await.unwrap().unwrap();
+        assert_eq!(
+            strangers[0].read(&mut [0]).await.unwrap_or_default(),
+            0,
+            "the eldest silent one is closed"
+        );
+        assert!(
+            loud.read(&mut [0]).await.is_err(),
+            "a stranger after TLS, too"
+        );
+
+        agent.write_all(b"x").await.unwrap();
+        agent.flush().await.unwrap();
+        assert_eq!(served.read(&mut [0]).await.unwrap(), 1, "the agent stays");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_machine_that_slept_has_a_valid_certificate_soon_after() {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meltemi_dns::{Parsed, Query, RecordType, ResponseCode, addresses_of, is_name, parse};
+use meltemi_web::Places;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, watch};
@@ -18,7 +19,7 @@ use crate::services::Services;
 
 /// Maximum number of queries in flight. UDP queries beyond it are dropped, and clients retry.
 const IN_FLIGHT: usize = 256;
-/// Maximum number of TCP connections; further ones are closed at once.
+/// Maximum number of TCP connections. A further one takes the place of another.
 const CONNECTIONS: usize = 256;
 /// Limit for reading a whole query over TCP, for waiting until it may run, and for writing its
 /// answer; each may take this long.
@@ -77,10 +78,10 @@ impl Resolver {
     }
 
     async fn serve_tcp(self: Arc<Self>, listener: TcpListener, permits: Arc<Semaphore>) {
-        let connections = Arc::new(Semaphore::new(CONNECTIONS));
+        let places = Places::new(CONNECTIONS);
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "resolver cannot accept");
                     tokio::time::sleep(PAUSE).await;
@@ -88,13 +89,13 @@ impl Resolver {
                 }
             };
 
-            let Ok(connection) = Arc::clone(&connections).try_acquire_owned() else {
-                continue;
-            };
+            let mut place = places.admit(Some(peer.ip()));
             let (resolver, permits) = (Arc::clone(&self), Arc::clone(&permits));
             tokio::spawn(async move {
-                let _ = resolver.converse(stream, &permits).await;
-                drop(connection);
+                tokio::select! {
+                    _ = resolver.converse(stream, &permits) => {}
+                    () = place.lost() => {}
+                }
             });
         }
     }

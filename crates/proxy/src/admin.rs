@@ -27,7 +27,7 @@ use crate::published::Drained;
 /// that requests need.
 const LIMITS: Limits = Limits {
     connections: 64,
-    when_full: WhenFull::Close,
+    when_full: WhenFull::Evict,
     header_timeout: Duration::from_secs(30),
     head_bytes: 64 * 1024,
     connection_time: None,

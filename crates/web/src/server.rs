@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+
+use crate::places::{Place, Places};
 
 /// How long the loop rests when the system hands out no connection: others will close theirs.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -58,8 +60,9 @@ impl Default for Limits {
 pub enum WhenFull {
     /// It stays in the listener's queue until another one ends.
     Wait,
-    /// It is closed at once, so that it holds no descriptor.
-    Close,
+    /// It takes the place of another one, see [`Places`](crate::Places). For listeners that
+    /// strangers reach: one of them must not take the room of all others.
+    Evict,
 }
 
 /// A listening socket.
@@ -68,6 +71,9 @@ pub trait Accept {
     /// The client's address.
     type Peer: Clone + Send + 'static;
 
+    /// The address that counts as the client's, if it has one.
+    fn source(peer: &Self::Peer) -> Option<IpAddr>;
+
     /// The next connection; cancellation safe.
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer)>> + Send;
 }
@@ -75,6 +81,10 @@ pub trait Accept {
 impl Accept for TcpListener {
     type Stream = TcpStream;
     type Peer = SocketAddr;
+
+    fn source(peer: &SocketAddr) -> Option<IpAddr> {
+        Some(peer.ip())
+    }
 
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let (stream, peer) = TcpListener::accept(self).await?;
@@ -87,6 +97,10 @@ impl Accept for TcpListener {
 impl Accept for UnixListener {
     type Stream = UnixStream;
     type Peer = ();
+
+    fn source((): &()) -> Option<IpAddr> {
+        None
+    }
 
     async fn accept(&self) -> io::Result<(UnixStream, ())> {
         let (stream, _) = UnixListener::accept(self).await?;
@@ -103,15 +117,16 @@ where
     H: Fn(Request<Incoming>, L::Peer) -> F + Clone + Send + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let places = Places::new(limits.connections);
+    let room = Arc::new(Semaphore::new(limits.connections));
     let (ending, ended) = watch::channel(false);
     let mut open = JoinSet::new();
 
     let accepting = async {
         loop {
-            let waiting = match limits.when_full {
-                WhenFull::Wait => places.clone().acquire_owned().await.ok(),
-                WhenFull::Close => None,
+            let room = match limits.when_full {
+                WhenFull::Wait => room.clone().acquire_owned().await.ok(),
+                WhenFull::Evict => None,
             };
 
             let (stream, peer) = match listener.accept().await {
@@ -123,14 +138,13 @@ where
                 }
             };
 
-            let Some(place) = waiting.or_else(|| places.clone().try_acquire_owned().ok()) else {
-                continue;
-            };
-
-            let connection = connection(stream, peer, limits, handler.clone(), ended.clone());
+            // Where connections wait for room, none of them ever loses its place.
+            let place = places.admit(L::source(&peer));
+            let connection =
+                connection(stream, peer, limits, handler.clone(), ended.clone(), place);
             open.spawn(async move {
                 connection.await;
-                drop(place);
+                drop(room);
             });
 
             // Tasks that have ended leave the set.
@@ -154,6 +168,7 @@ async fn connection<S, P, H, F>(
     limits: Limits,
     handler: H,
     mut ending: watch::Receiver<bool>,
+    mut place: Place,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     P: Clone,
@@ -194,6 +209,7 @@ async fn connection<S, P, H, F>(
         }
         () = time_is_up => {}
         () = stopping => {}
+        () = place.lost() => {}
     }
 
     serving.as_mut().graceful_shutdown();

@@ -81,13 +81,13 @@ async fn a_longer_answer_than_allowed_and_a_silent_server_are_errors() {
 }
 
 #[tokio::test]
-async fn a_connection_beyond_the_limit_is_closed_or_waits() {
-    let closing = Limits {
+async fn a_connection_beyond_the_limit_takes_the_eldests_place_or_waits() {
+    let evicting = Limits {
         connections: 1,
-        when_full: WhenFull::Close,
+        when_full: WhenFull::Evict,
         ..Limits::default()
     };
-    let (address, _stop, _serving) = server(closing).await;
+    let (address, _stop, _serving) = server(evicting).await;
     let mut first = TcpStream::connect(address).await.expect("connects");
     first
         .write_all(b"GET /1 HTTP/1.1\r\nhost: a\r\n\r\n")
@@ -97,8 +97,12 @@ async fn a_connection_beyond_the_limit_is_closed_or_waits() {
         .read_u8()
         .await
         .expect("the first connection has its place");
-    let second = TcpStream::connect(address).await.expect("connects");
-    assert_eq!(read_to_end(second).await, "");
+    let answer = call_at(address, get("/2"), 100, PATIENCE).await;
+    assert_eq!(answer.expect("the second has it now").into_body(), "/2");
+    assert!(
+        read_to_end(first).await.ends_with("/1"),
+        "and the first is closed"
+    );
 
     let waiting = Limits {
         connections: 1,

@@ -118,7 +118,7 @@ impl StatusServer {
         // Probes and scrapers are few.
         let limits = Limits {
             connections: 256,
-            when_full: WhenFull::Close,
+            when_full: WhenFull::Evict,
             header_timeout: options.header_timeout,
             head_bytes: 32 * 1024,
             connection_time: Some(options.connection_time),
