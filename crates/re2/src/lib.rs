@@ -63,6 +63,9 @@ pub enum Error {
     BadName(String),
     #[error("trailing \\")]
     TrailingBackslash,
+    /// The `regex` crate does not take the translation: a fault of this crate.
+    #[error("not supported: {0}")]
+    Untranslated(String),
 }
 
 /// An expression that RE2 takes.
@@ -103,7 +106,7 @@ impl Pattern {
     }
 }
 
-/// Compiles a translated expression, which is always well-formed: what remains is its size.
+/// Compiles a translated expression.
 fn build(translated: &str) -> Result<Regex, Error> {
     RegexBuilder::new(translated)
         .size_limit(MAX_COMPILED)
@@ -111,7 +114,10 @@ fn build(translated: &str) -> Result<Regex, Error> {
         // Each group of the pattern may become two, and classes nest as well.
         .nest_limit(4 * MAX_DEPTH as u32)
         .build()
-        .map_err(|_| Error::TooLarge)
+        .map_err(|error| match error {
+            regex::Error::CompiledTooBig(_) => Error::TooLarge,
+            other => Error::Untranslated(other.to_string()),
+        })
 }
 
 #[cfg(test)]
