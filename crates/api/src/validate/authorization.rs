@@ -215,8 +215,6 @@ fn check_source(source: &Source, at: &mut Report) {
         ("notRequestPrincipals", not_request_principals),
         ("namespaces", namespaces),
         ("notNamespaces", not_namespaces),
-        ("trustDomains", trust_domains),
-        ("notTrustDomains", not_trust_domains),
     ] {
         at.each(key, list, |value, at| {
             check_value(value, at);
@@ -231,24 +229,36 @@ fn check_source(source: &Source, at: &mut Report) {
     }
 
     for (key, list) in [
-        ("serviceAccounts", service_accounts),
-        ("notServiceAccounts", not_service_accounts),
+        ("trustDomains", trust_domains),
+        ("notTrustDomains", not_trust_domains),
     ] {
-        at.each(key, list, |account, at| {
-            check_value(account, at);
-            let parts: Vec<&str> = account.split('/').collect();
-            if parts.len() > 2
-                || parts.iter().any(|part| part.is_empty())
-                || account.contains('*')
-                || account.len() > 320
-            {
+        at.each(key, list, |domain, at| {
+            check_value(domain, at);
+            check_wildcard_value(domain, at);
+            if domain.contains('/') {
                 at.error(
                     INVALID,
-                    format!("{:?} is not a service account", shorten(account)),
-                    "write NAMESPACE/NAME, or NAME",
+                    "trust domain must not contain '/'",
+                    "write a trust domain alone, for example cluster.local",
                 );
             }
         });
+    }
+
+    for (key, list) in [
+        ("serviceAccounts", service_accounts),
+        ("notServiceAccounts", not_service_accounts),
+    ] {
+        if list.len() > MAX_ACCOUNTS {
+            at.field(key, |at| {
+                at.error(
+                    INVALID,
+                    format!("may not have more than {MAX_ACCOUNTS} values"),
+                    "write a second source",
+                )
+            });
+        }
+        at.each(key, list, |account, at| check_account(account, at));
     }
 
     for (key, list) in [
@@ -258,6 +268,41 @@ fn check_source(source: &Source, at: &mut Report) {
         ("notRemoteIpBlocks", not_remote_ip_blocks),
     ] {
         at.each(key, list, |block, at| check_ip_or_cidr(block, at));
+    }
+}
+
+/// Source: Istio `CheckServiceAccount`.
+const MAX_ACCOUNTS: usize = 16;
+
+fn check_account(account: &str, at: &mut Report) {
+    check_value(account, at);
+    let parts: Vec<&str> = account.split('/').collect();
+    if parts.len() > 2
+        || parts.iter().any(|part| part.is_empty())
+        || account.contains('*')
+        || account.len() > 320
+    {
+        at.error(
+            INVALID,
+            format!("{:?} is not a service account", shorten(account)),
+            "write NAMESPACE/NAME, or NAME",
+        );
+    }
+}
+
+/// One `*` at most, at the start or the end.
+fn check_wildcard_value(value: &str, at: &mut Report) {
+    let wildcards = value.matches('*').count();
+    let is_at_an_end = value.starts_with('*') || value.ends_with('*');
+    if wildcards > 1 || (wildcards == 1 && !is_at_an_end) {
+        at.error(
+            INVALID,
+            format!(
+                "one wildcard is allowed, at the start or end: {:?}",
+                shorten(value)
+            ),
+            "write exact, prefix* or *suffix",
+        );
     }
 }
 
@@ -443,6 +488,11 @@ fn check_condition(condition: &Condition, at: &mut Report) {
         at.each(list_key, list, |value, at| match key.as_str() {
             "source.ip" | "remote.ip" | "destination.ip" => check_ip_or_cidr(value, at),
             "destination.port" => check_port_text(value, at),
+            "source.serviceAccount" => check_account(value, at),
+            "source.trustDomain" => {
+                check_value(value, at);
+                check_wildcard_value(value, at);
+            }
             _ => check_value(value, at),
         });
     }

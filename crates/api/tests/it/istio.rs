@@ -273,6 +273,28 @@ fn rules_of_service_entries_and_sidecars() {
 }
 
 #[test]
+fn rules_of_authorization_policies() {
+    let source = |source: &str| format!("{{rules: [{{from: [{{source: {{{source}}}}}]}}]}}");
+    let when = |key: &str, value: &str| {
+        format!("{{rules: [{{when: [{{key: {key}, values: ['{value}']}}]}}]}}")
+    };
+    let many = vec!["a"; 17].join(", ");
+    for (spec, refused) in [
+        (source("trustDomains: ['*.example']"), false),
+        (source("trustDomains: ['a*b']"), true),
+        (source("trustDomains: ['*a*']"), true),
+        (source("notTrustDomains: [a/b]"), true),
+        (source(&format!("serviceAccounts: [{many}]")), true),
+        (when("source.trustDomain", "a*b"), true),
+        (when("source.trustDomain", "a*"), false),
+        (when("source.serviceAccount", "a/*"), true),
+        (when("source.serviceAccount", "a/b"), false),
+    ] {
+        all("AuthorizationPolicy", &[&spec], refused);
+    }
+}
+
+#[test]
 fn path_templates_are_those_that_envoy_takes() {
     let path = |path: &str| format!("{{rules: [{{to: [{{operation: {{paths: ['{path}']}}}}]}}]}}");
     all(
