@@ -3,6 +3,7 @@
 //! Only planning reads the snapshot; its inputs are all that the builders see.
 
 mod authz;
+mod claims;
 mod cluster;
 mod endpoint;
 mod gateway;

@@ -10,6 +10,7 @@ use meltemi_model::{
 };
 use meltemi_types::{Diagnostic, Severity};
 
+use super::claims::Claims;
 use super::server_name::server_names;
 use super::view::secret_name;
 use super::{Plan, View, http_route, l4};
@@ -112,7 +113,7 @@ fn plan_port(view: &View<'_>, bind: &str, port: u16, servers: &[Declared], plan:
         view,
         name: name.clone(),
         chains: Vec::new(),
-        claimed: BTreeSet::new(),
+        claims: Claims::default(),
     };
 
     match decided {
@@ -361,38 +362,20 @@ struct Chains<'a, 'v> {
     view: &'a View<'v>,
     name: String,
     chains: Vec<ChainInput>,
-    claimed: BTreeSet<String>,
+    claims: Claims,
 }
 
 impl Chains<'_, '_> {
     /// Adds a chain for the server names, and networks, that no earlier chain has claimed.
-    fn push(&mut self, mut matched: ChainMatch, tls: DownstreamTls, filters: ChainFilters) {
-        let networks: Vec<String> = matched
-            .destinations
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-
-        let scope = networks.join(",");
-        if matched.server_names.is_empty() {
-            if !self.claimed.insert(format!("{scope}/")) {
-                return;
-            }
-        } else {
-            matched
-                .server_names
-                .retain(|name| self.claimed.insert(format!("{scope}/{name}")));
-            if matched.server_names.is_empty() {
-                return;
-            }
+    fn push(&mut self, matched: ChainMatch, tls: DownstreamTls, filters: ChainFilters) {
+        for matched in self.claims.take(matched) {
+            self.chains.push(ChainInput {
+                name: self.name.clone(),
+                matched,
+                tls: tls.clone(),
+                filters: filters.clone(),
+            });
         }
-
-        self.chains.push(ChainInput {
-            name: self.name.clone(),
-            matched,
-            tls,
-            filters,
-        });
     }
 
     fn http(&self, table: String) -> ChainFilters {

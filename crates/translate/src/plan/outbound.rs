@@ -10,6 +10,7 @@ use meltemi_model::{
 };
 use meltemi_types::{Diagnostic, Protocol};
 
+use super::claims::Claims;
 use super::cluster::{BLACK_HOLE, PASSTHROUGH};
 use super::server_name::server_names;
 use super::virtual_host::{port_table, service_table};
@@ -426,25 +427,11 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
         ..Inspect::default()
     };
 
-    let mut names: BTreeSet<(Vec<Cidr>, String)> = BTreeSet::new();
-    for (mut matched, tcp) in tls {
-        // A server name leads to one chain only: Envoy refuses a listener where two claim it.
-        let networks = matched.destinations.clone();
-        matched
-            .server_names
-            .retain(|name| names.insert((networks.clone(), name.clone())));
-        if !matched.server_names.is_empty() {
-            chains.push(tcp_chain(&name, matched, tcp));
-        }
-    }
-
-    let mut networks: BTreeSet<Cidr> = BTreeSet::new();
-    for (mut matched, tcp) in by_network {
-        matched
-            .destinations
-            .retain(|network| networks.insert(*network));
-        if !matched.destinations.is_empty() {
-            chains.push(tcp_chain(&name, matched, tcp));
+    // A chain by server name comes before one by network alone.
+    let mut claims = Claims::default();
+    for (matched, tcp) in tls.into_iter().chain(by_network) {
+        for matched in claims.take(matched) {
+            chains.push(tcp_chain(&name, matched, tcp.clone()));
         }
     }
 
