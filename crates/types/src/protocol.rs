@@ -59,13 +59,18 @@ impl Protocol {
     /// The declared protocol of a Service port: `appProtocol` wins over the name's prefix;
     /// undeclared ports are sniffed, except those whose server speaks first (25, 53, 3306, 27017).
     pub fn of_port(number: u16, name: &str, app_protocol: Option<&str>, transport: &str) -> Self {
-        if transport.eq_ignore_ascii_case("UDP") {
+        // Capture takes TCP connections alone: SCTP passes it as datagrams do.
+        if ["UDP", "SCTP"]
+            .iter()
+            .any(|other| transport.eq_ignore_ascii_case(other))
+        {
             return Self::Udp;
         }
         if let Some(declared) = app_protocol.and_then(Self::from_word) {
             return declared;
         }
-        if name.len() >= 8 && name[..8].eq_ignore_ascii_case("grpc-web") {
+        let is_grpc_web = |start: &str| start.eq_ignore_ascii_case("grpc-web");
+        if name.get(..8).is_some_and(is_grpc_web) {
             return Self::GrpcWeb;
         }
         let prefix = name.split('-').next().unwrap_or_default();
@@ -164,7 +169,15 @@ mod tests {
             Protocol::Unsupported
         );
 
+        // A name is any text until somebody validates it.
+        assert_eq!(Protocol::of_port(1, "tcp-abcé", None, "TCP"), Protocol::Tcp);
+        assert_eq!(
+            Protocol::of_port(1, "abcdefgé", None, "TCP"),
+            Protocol::Unsupported
+        );
+
         assert_eq!(Protocol::of_port(3306, "db", None, "TCP"), Protocol::Tcp);
         assert_eq!(Protocol::of_port(53, "dns", None, "UDP"), Protocol::Udp);
+        assert_eq!(Protocol::of_port(80, "http", None, "SCTP"), Protocol::Udp);
     }
 }
