@@ -386,7 +386,7 @@ fn endpoints(snapshot: &Snapshot) -> Vec<EndpointView> {
         for port in &service.ports {
             all.extend(
                 snapshot
-                    .endpoints(&service.key, port.number)
+                    .port_endpoints(&service.key, port)
                     .iter()
                     .map(|endpoint| EndpointView {
                         hostname: service.host().to_string(),

@@ -148,7 +148,7 @@ fn aliases(objects: &Tables) -> HashMap<String, String> {
 }
 
 fn endpoints(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Vec<SocketAddr> {
-    let all = snapshot.endpoints(&service.key, port.number);
+    let all = snapshot.port_endpoints(&service.key, port);
     let usable = all
         .iter()
         .filter(|e| e.health == Health::Healthy || service.publish_not_ready);

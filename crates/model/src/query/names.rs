@@ -44,12 +44,12 @@ impl Snapshot {
 
         if ips.is_empty() && service.is_headless() {
             for port in &service.ports {
-                for endpoint in
-                    self.endpoints(&service.key, port.number)
-                        .iter()
-                        .filter(|endpoint| {
-                            endpoint.health == Health::Healthy || service.publish_not_ready
-                        })
+                for endpoint in self
+                    .port_endpoints(&service.key, port)
+                    .iter()
+                    .filter(|endpoint| {
+                        endpoint.health == Health::Healthy || service.publish_not_ready
+                    })
                 {
                     let EndpointAddress::Ip(ip) = endpoint.address else {
                         continue;

@@ -65,12 +65,17 @@ impl Snapshot {
         visible
     }
 
-    /// The endpoints of a service port, unhealthy ones included; empty if there are none.
-    pub fn endpoints(&self, service: &ServiceKey, port: u16) -> EndpointSet {
-        self.endpoints
-            .of(service, port)
-            .cloned()
-            .unwrap_or_default()
+    /// The endpoints of the port for connections with this number, unhealthy ones included; empty if
+    /// there are none.
+    pub fn endpoints(&self, service: &ServiceKey, number: u16) -> EndpointSet {
+        let found = self.endpoints.of_number(service, number);
+        found.cloned().unwrap_or_default()
+    }
+
+    /// The endpoints of a port of a service, as [`Snapshot::endpoints`].
+    pub fn port_endpoints(&self, service: &ServiceKey, port: &ServicePort) -> EndpointSet {
+        let found = self.endpoints.of(service, port);
+        found.cloned().unwrap_or_default()
     }
 
     /// The identities that a service's endpoints may show, ordered.
@@ -149,7 +154,7 @@ impl Snapshot {
 
         for service in self.services.with_listed_endpoints() {
             for port in &service.ports {
-                let endpoints = self.endpoints(&service.key, port.number);
+                let endpoints = self.port_endpoints(&service.key, port);
                 let own = endpoints.iter().find(|endpoint| {
                     endpoint.workload.is_none()
                         && endpoint.address.ip().is_some_and(|ip| ips.contains(&ip))

@@ -11,15 +11,27 @@ use crate::{
     Endpoint, EndpointAddress, EndpointSet, Service, ServiceKey, ServicePort, TargetPort, Workload,
 };
 
+/// A port's number, and whether it takes datagrams: a TCP and a UDP port may share a number.
+type PortKey = (u16, bool);
+
+fn key_of(port: &ServicePort) -> PortKey {
+    (port.number, port.is_udp())
+}
+
 /// Endpoint sets by service and port.
 #[derive(Debug, Default)]
 pub(crate) struct EndpointTable {
-    by_service: BTreeMap<ServiceKey, Arc<BTreeMap<u16, EndpointSet>>>,
+    by_service: BTreeMap<ServiceKey, Arc<BTreeMap<PortKey, EndpointSet>>>,
 }
 
 impl EndpointTable {
-    pub fn of(&self, service: &ServiceKey, port: u16) -> Option<&EndpointSet> {
-        self.by_service.get(service)?.get(&port)
+    pub fn of(&self, service: &ServiceKey, port: &ServicePort) -> Option<&EndpointSet> {
+        self.by_service.get(service)?.get(&key_of(port))
+    }
+
+    /// The endpoints of the port for connections with this number.
+    pub fn of_number(&self, service: &ServiceKey, number: u16) -> Option<&EndpointSet> {
+        self.by_service.get(service)?.get(&(number, false))
     }
 
     pub fn identities(&self, service: &ServiceKey) -> BTreeSet<SpiffeId> {
@@ -76,13 +88,9 @@ impl EndpointTable {
             };
 
             let held = prev.and_then(|(prev, _)| prev.by_service.get(&service.key));
-            // Of a TCP and a UDP port with one number, the endpoints are those of the TCP port, which
-            // comes last here.
-            let (datagrams, connections): (Vec<_>, Vec<_>) =
-                service.ports.iter().partition(|port| port.is_udp());
-            let ports: BTreeMap<u16, EndpointSet> = datagrams
-                .into_iter()
-                .chain(connections)
+            let ports: BTreeMap<PortKey, EndpointSet> = service
+                .ports
+                .iter()
                 .map(|port| {
                     let listed = services
                         .listed
@@ -90,9 +98,9 @@ impl EndpointTable {
                         .and_then(|ports| ports.get(&port.number));
                     let set = collect(service, port, &selected, listed.map_or(&[], Vec::as_slice));
                     let held = held
-                        .and_then(|ports| ports.get(&port.number))
+                        .and_then(|ports| ports.get(&key_of(port)))
                         .filter(|held| ***held == *set);
-                    (port.number, held.cloned().unwrap_or_else(|| set.into()))
+                    (key_of(port), held.cloned().unwrap_or_else(|| set.into()))
                 })
                 .collect();
 

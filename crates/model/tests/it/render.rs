@@ -82,7 +82,7 @@ fn service(snapshot: &Snapshot, service: &Service, out: &mut String) {
             "  port {} {:?} {} -> {:?}",
             port.number, port.name, port.protocol, port.target
         );
-        for endpoint in &*snapshot.endpoints(&service.key, port.number) {
+        for endpoint in &*snapshot.port_endpoints(&service.key, port) {
             let _ = writeln!(out, "    {}", self::endpoint(endpoint));
         }
     }

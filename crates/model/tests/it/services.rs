@@ -302,3 +302,33 @@ fn a_host_that_is_declared_twice_is_told() {
         [80, 81]
     );
 }
+
+#[test]
+fn ports_of_one_number_have_endpoints_of_their_own() {
+    let snapshot = build(
+        "
+apiVersion: v1
+kind: Service
+metadata: {name: dns, namespace: default}
+spec:
+  selector: {app: dns}
+  ports: [{name: udp, port: 53, protocol: UDP, targetPort: 5353}, {name: tcp, port: 53, targetPort: 5354}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: dns-1, namespace: default, labels: {app: dns}}
+spec: {}
+status: {podIP: 10.44.0.9, phase: Running}
+",
+    )
+    .snapshot;
+
+    let service = snapshot.services().next().expect("declared");
+    let targets: Vec<u16> = service
+        .ports
+        .iter()
+        .map(|port| snapshot.port_endpoints(&service.key, port)[0].port)
+        .collect();
+    assert_eq!(targets, [5353, 5354]);
+    assert_eq!(snapshot.endpoints(&service.key, 53)[0].port, 5354);
+}

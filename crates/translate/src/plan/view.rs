@@ -110,7 +110,7 @@ impl<'a> View<'a> {
     }
 
     pub fn endpoints(&self, service: &Service, port: &ServicePort) -> EndpointSet {
-        self.snapshot.endpoints(&service.key, port.number)
+        self.snapshot.port_endpoints(&service.key, port)
     }
 
     /// Names of which the servers of a service show one: the endpoints' identities, and what a
