@@ -398,11 +398,52 @@ fn read_type<'a>(value: &'a Value, source: &Source) -> Result<Typed<'a>, Box<Dia
         }
     }
 
+    // Source: Kubernetes, names of custom resource definitions and their versions.
+    if !is_kind_word(&kind_word) {
+        let message = format!(
+            "{:?} is not the name of a kind",
+            crate::schema::shorten(&kind_word)
+        );
+        return Err(refuse(
+            "",
+            "kind",
+            message,
+            "a kind is one word of letters and digits",
+        ));
+    }
+    if !is_api_version(&api_version) {
+        let message = format!(
+            "{:?} is not a version",
+            crate::schema::shorten(&api_version)
+        );
+        return Err(refuse(
+            &kind_word,
+            "apiVersion",
+            message,
+            "write GROUP/VERSION, or v1",
+        ));
+    }
+
     Ok(Typed {
         map,
         api_version,
         kind_word,
     })
+}
+
+fn is_kind_word(word: &str) -> bool {
+    word.len() <= 63
+        && word.bytes().all(|b| b.is_ascii_alphanumeric())
+        && word.as_bytes()[0].is_ascii_alphabetic()
+}
+
+fn is_api_version(text: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
+    let (group, version) = text.split_once('/').unwrap_or(("", text));
+    text.len() <= 253 + 1 + 63
+        && group.bytes().all(inner)
+        && !version.is_empty()
+        && version.bytes().all(inner)
 }
 
 /// The kind of an object, and the fault if its version or group is wrong.
@@ -547,7 +588,10 @@ fn is_object_name(name: &str, kind: &Kind) -> bool {
         return false;
     }
     if matches!(kind, Kind::Other(_)) {
-        return !name.contains(['/', '%', '\0']) && name != "." && name != "..";
+        // Kinds may have rules of their own; what no path can hold, no kind allows.
+        return !name.contains(|c: char| c.is_control() || matches!(c, '/' | '%'))
+            && name != "."
+            && name != "..";
     }
 
     name.bytes().all(inner)

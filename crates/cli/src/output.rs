@@ -1,11 +1,12 @@
-//! Writes to standard output and standard error, and recognises a reader that closed the pipe.
+//! Writes to standard output and standard error, and recognises a reader that closed the pipe. What
+//! a terminal would act on is escaped: much of the text comes from proxies and configuration.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
 
 use anyhow::Result;
 use clap::ValueEnum;
-use meltemi_types::Diagnostic;
+use meltemi_types::{Diagnostic, printable_lines};
 use serde::Serialize;
 
 /// The output format (`-o`).
@@ -48,17 +49,18 @@ pub(crate) fn bytes(bytes: &[u8]) -> Result<()> {
 
 /// Writes text to standard output.
 pub(crate) fn text(text: &str) -> Result<()> {
-    bytes(text.as_bytes())
+    bytes(printable_lines(text).as_bytes())
 }
 
 /// Writes a line to standard output.
 pub(crate) fn line(text: impl Display) -> Result<()> {
-    bytes(format!("{text}\n").as_bytes())
+    self::text(&format!("{text}\n"))
 }
 
 /// Writes a line to standard error. Errors are ignored, since there is nowhere left to report them.
 pub(crate) fn note(text: impl Display) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let text = text.to_string();
+    let _ = writeln!(io::stderr().lock(), "{}", printable_lines(&text));
 }
 
 /// Prints a value as YAML or JSON. Returns false, and prints nothing, for any other format.

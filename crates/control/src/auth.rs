@@ -79,6 +79,8 @@ pub struct Authenticated {
     pub identity: Option<SpiffeId>,
     /// How.
     pub proof: Proof,
+    /// The pod that its token is for; a certificate names none.
+    pub pod: Option<String>,
 }
 
 /// Authenticates callers: a certificate counts before a token.
@@ -107,6 +109,7 @@ impl Authenticator {
             return Ok(Authenticated {
                 identity,
                 proof: Proof::Certificate,
+                pod: None,
             });
         }
 
@@ -118,6 +121,7 @@ impl Authenticator {
                 return Ok(Authenticated {
                     identity: None,
                     proof: Proof::Nothing,
+                    pod: None,
                 });
             }
             None => {
@@ -127,16 +131,22 @@ impl Authenticator {
             }
         };
 
-        let identity = self.review(header).await?;
+        let (identity, pod) = self.holder(header).await?;
 
         Ok(Authenticated {
             identity: Some(identity),
             proof: Proof::Token,
+            pod,
         })
     }
 
     /// The identity of the holder of `Bearer <token>`.
     pub async fn review(&self, authorization: &str) -> Result<SpiffeId, Status> {
+        let (identity, _) = self.holder(authorization).await?;
+        Ok(identity)
+    }
+
+    async fn holder(&self, authorization: &str) -> Result<(SpiffeId, Option<String>), Status> {
         // RFC 9110 §11.1: the scheme is case-insensitive.
         let token = match authorization.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
@@ -156,16 +166,18 @@ impl Authenticator {
                 ReviewError::Unavailable(_) => Status::unavailable(error.to_string()),
             })?;
 
-        caller
+        let identity = caller
             .identity(&self.trust_domain)
-            .map_err(|error| Status::unauthenticated(error.to_string()))
+            .map_err(|error| Status::unauthenticated(error.to_string()))?;
+        Ok((identity, caller.pod))
     }
 }
 
 /// Lets a proxy ask as itself only: every place of the node that names a namespace or a service
-/// account must name the caller's.
-pub fn authorize(proxy: &Proxy, node: &Node, identity: Option<&SpiffeId>) -> Result<(), Status> {
-    let Some(identity) = identity else {
+/// account must name the caller's, and where the caller's token is for a pod, the node must be that
+/// pod.
+pub fn authorize(proxy: &Proxy, node: &Node, caller: &Authenticated) -> Result<(), Status> {
+    let Some(identity) = &caller.identity else {
         return Ok(());
     };
     let deny = |what: &str, said: &str, proven: &str| {
@@ -187,6 +199,14 @@ pub fn authorize(proxy: &Proxy, node: &Node, identity: Option<&SpiffeId>) -> Res
 
     // The id may contradict the metadata; other parts of the mesh read the id.
     let pod = node.id.split('~').nth(2).unwrap_or_default();
+    let name = pod.rsplit_once('.').map_or(pod, |(name, _)| name);
+    if let Some(own) = &caller.pod {
+        for said in [name, proxy.name.as_str()] {
+            if said != own {
+                return deny("pod", said, own);
+            }
+        }
+    }
 
     match pod.rsplit_once('.') {
         Some((_, namespace)) if namespace != identity.namespace() => {
@@ -221,7 +241,12 @@ mod tests {
         let identity: SpiffeId = "spiffe://cluster.local/ns/shop/sa/cart"
             .parse()
             .expect("well formed");
-        authorize(&proxy, &node, Some(&identity)).map_err(|status| {
+        let caller = Authenticated {
+            identity: Some(identity),
+            proof: Proof::Token,
+            pod: Some("cart-1".to_owned()),
+        };
+        authorize(&proxy, &node, &caller).map_err(|status| {
             assert_eq!(status.code(), tonic::Code::PermissionDenied);
             status.message().to_owned()
         })
@@ -239,6 +264,7 @@ mod tests {
     #[test]
     fn a_proxy_cannot_ask_as_another() {
         let id = "sidecar~10.0.0.1~cart-1.shop~shop.svc.cluster.local";
+        let cart = [("NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "cart")];
         let other_account = allowed(id, &[("NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "bank")])
             .expect_err("not its account");
         assert!(
@@ -256,6 +282,13 @@ mod tests {
             )
             .is_err()
         );
+
+        // The token is for one pod of the account.
+        let other_pod = allowed("sidecar~10.0.0.2~cart-2.shop~shop.svc.cluster.local", &cart);
+        let other_pod = other_pod.expect_err("not its pod");
+        assert!(other_pod.contains("pod \"cart-2\""), "{other_pod}");
+        let other_name = [cart[0], cart[1], ("NAME", "cart-2")];
+        assert!(allowed(id, &other_name).is_err());
 
         // Without a service account a node means `default`, which is another identity.
         assert!(allowed(id, &[("NAMESPACE", "shop")]).is_err());

@@ -164,7 +164,7 @@ impl Source for Pusher {
 
         let proxy = Proxy::from_node(&node)
             .map_err(|error| refused(Status::invalid_argument(error.to_string())))?;
-        authorize(&proxy, &node, authenticated.identity.as_ref()).map_err(refused)?;
+        authorize(&proxy, &node, &authenticated).map_err(refused)?;
         if let Some(peer) = peer {
             self.issued.shown(peer);
         }

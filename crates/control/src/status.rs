@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use meltemi_admin_api::{ProxyStatus, Rejection, SyncState, SyncStatus, TypeSync};
 use meltemi_proto::type_url;
 use meltemi_translate::ProxyKind;
+use meltemi_types::printable;
 use meltemi_xds::{ResourceStatus, TypeStatus};
 
 use crate::metrics::reject_label;
@@ -159,9 +160,9 @@ fn rejections(status: &TypeStatus) -> impl Iterator<Item = Rejection> {
         Some(Rejection {
             type_url: status.type_url.clone(),
             short: type_url::short(&status.type_url).to_owned(),
-            name: name.clone(),
+            name: printable(name).into_owned(),
             version: nack.version.to_string(),
-            reason: nack.reason.clone(),
+            reason: printable(&nack.reason).into_owned(),
         })
     })
 }

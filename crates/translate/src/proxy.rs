@@ -48,6 +48,9 @@ pub struct Proxy {
     pub is_meltemi: bool,
 }
 
+/// The longest node id: kind, address, pod, namespace and domain, as long as Kubernetes lets them be.
+const MAX_NODE_ID: usize = 1024;
+
 /// Why a node cannot be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeError(pub String);
@@ -90,8 +93,19 @@ impl Proxy {
                 .to_owned()
         };
 
+        if node.id.len() > MAX_NODE_ID {
+            return Err(NodeError(format!(
+                "a node id of more than {MAX_NODE_ID} bytes"
+            )));
+        }
+
         let (pod_name, pod_namespace) = pod.rsplit_once('.').unwrap_or((pod, ""));
-        let mut ips: Vec<IpAddr> = ip.parse().into_iter().collect();
+        let Ok(first) = ip.parse::<IpAddr>() else {
+            return Err(NodeError(format!(
+                "{ip:?} of the node id is not an IP address"
+            )));
+        };
+        let mut ips = vec![first];
         for address in text("INSTANCE_IPS")
             .split(',')
             .filter_map(|address| address.trim().parse().ok())

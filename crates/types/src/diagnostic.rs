@@ -1,6 +1,8 @@
 //! Diagnostics: every message of the control plane about configuration has this form.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
+
+use crate::printable;
 
 use serde::{Deserialize, Serialize};
 
@@ -128,24 +130,26 @@ pub struct Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = String::new();
         if !self.position.file.is_empty() {
-            write!(f, "{}: ", self.position)?;
+            write!(line, "{}: ", self.position)?;
         }
-        write!(f, "{}[{}]: ", self.severity, self.code)?;
+        write!(line, "{}[{}]: ", self.severity, self.code)?;
 
         // A whole directory, or a text that is no object, has neither.
         if !self.object.kind.is_empty() {
-            write!(f, "{}: ", self.object)?;
+            write!(line, "{}: ", self.object)?;
         }
         if !self.field.is_empty() {
-            write!(f, "{}: ", self.field)?;
+            write!(line, "{}: ", self.field)?;
         }
-        f.write_str(&self.message)?;
+        line.push_str(&self.message);
         if !self.remedy.is_empty() {
-            write!(f, " ({})", self.remedy)?;
+            write!(line, " ({})", self.remedy)?;
         }
 
-        Ok(())
+        // Names and values come from whoever wrote the configuration.
+        f.write_str(&printable(&line))
     }
 }
 

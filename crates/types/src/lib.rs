@@ -14,6 +14,7 @@ mod host;
 mod keepalive;
 mod labels;
 mod locality;
+mod printable;
 mod protocol;
 mod spiffe;
 
@@ -29,5 +30,6 @@ pub use host::{is_dns_label, is_local_host};
 pub use keepalive::Keepalive;
 pub use labels::{Labels, Selector};
 pub use locality::Locality;
+pub use printable::{printable, printable_lines};
 pub use protocol::Protocol;
 pub use spiffe::{SpiffeError, SpiffeId, TrustDomain};
