@@ -4,6 +4,7 @@
 pub mod client;
 pub mod heads;
 pub mod meter;
+mod resets;
 pub mod server;
 
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Serves one downstream HTTP/2 connection; every stream is a task of its own.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::meter::{Alarm, Metered};
+use super::resets::Resets;
 use super::{PING_TIMEOUT, REMEMBERED_RESETS, heads, keep_alive, small_frames};
 use crate::body::BodyIn;
 use crate::downstream::Downstream;
@@ -32,9 +33,9 @@ const MAX_STREAMS: u32 = 100;
 /// Streams that the peer opened and reset before we looked at them. Rapid reset: beyond it the
 /// connection ends with ENHANCE_YOUR_CALM.
 const MAX_PENDING_RESETS: usize = 50;
-/// Streams that the peer opened and reset soon after, while most of its streams end so. Source:
-/// Envoy `premature_reset_total_stream_count`; lower, since no honest client comes near it.
-const MAX_ABANDONED: usize = 200;
+/// The same for a peer of the mesh, over mutual TLS: it carries the streams of many clients, and one
+/// of them must not end those of all others.
+const MAX_PENDING_RESETS_OF_MESH: usize = 1000;
 /// A stream that lived longer was not abandoned.
 const ABANDONED_WITHIN: Duration = Duration::from_secs(1);
 /// How long a peer may be silent after a GOAWAY where idle connections have no limit. Envoy's
@@ -46,19 +47,19 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const MAX_SEND_BUFFER: usize = 256 * 1024;
 
 /// Counts the streams of a connection.
-#[derive(Default)]
 struct Streams {
     active: Cell<usize>,
-    opened: Cell<usize>,
-    abandoned: Cell<usize>,
+    resets: RefCell<Resets>,
     ended: Notify,
 }
 
 impl Streams {
-    /// Whether the peer opens streams only to reset them (CVE-2023-44487).
-    fn is_flood(&self) -> bool {
-        let abandoned = self.abandoned.get();
-        abandoned > MAX_ABANDONED && abandoned * 2 > self.opened.get()
+    fn new() -> Self {
+        Self {
+            active: Cell::new(0),
+            resets: RefCell::new(Resets::new(std::time::Instant::now())),
+            ended: Notify::new(),
+        }
     }
 
     /// Resolves when no stream is open.
@@ -78,7 +79,7 @@ impl Drop for ActiveGuard {
     }
 }
 
-fn builder(http: &HttpConnectionManager) -> Builder {
+fn builder(http: &HttpConnectionManager, is_mesh_peer: bool) -> Builder {
     let options = &http.http2;
     let stream_window = options.initial_stream_window.unwrap_or(256 * 1024);
     let connection_window = options.initial_connection_window.unwrap_or(1024 * 1024);
@@ -93,7 +94,10 @@ fn builder(http: &HttpConnectionManager) -> Builder {
         .max_concurrent_streams(options.max_concurrent_streams.unwrap_or(MAX_STREAMS))
         .max_header_list_size(http.max_head_bytes)
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_pending_accept_reset_streams(match is_mesh_peer {
+            true => MAX_PENDING_RESETS_OF_MESH,
+            false => MAX_PENDING_RESETS,
+        })
         .max_send_buffer_size(MAX_SEND_BUFFER);
 
     builder
@@ -131,7 +135,8 @@ where
         return;
     };
     let alarm = Rc::new(Alarm::default());
-    let handshake = builder(&http).handshake(Metered::downstream(stream, alarm.clone()));
+    let handshake = builder(&http, conn.info.peer_principal().is_some())
+        .handshake(Metered::downstream(stream, alarm.clone()));
     let limit = http
         .request_headers_timeout
         .or(http.idle_timeout)
@@ -145,7 +150,7 @@ where
         conn,
         http,
         connection,
-        streams: Rc::default(),
+        streams: Rc::new(Streams::new()),
         alarm,
         is_draining: false,
     };
@@ -223,16 +228,24 @@ where
         request: http::Request<h2::RecvStream>,
         respond: h2::server::SendResponse<Bytes>,
     ) -> Result<(), &'static str> {
-        let (streams, conn) = (&self.streams, &self.conn);
+        let (streams, conn) = (self.streams.clone(), self.conn.clone());
         streams.active.set(streams.active.get() + 1);
-        streams.opened.set(streams.opened.get() + 1);
-        if streams.is_flood() {
-            return Err("flood of resets");
+        streams.resets.borrow_mut().open(std::time::Instant::now());
+        if streams.resets.borrow().is_flood() {
+            if conn.info.peer_principal().is_none() {
+                return Err("flood of resets");
+            }
+            // A peer of the mesh carries the streams of many clients: theirs end in order, and the
+            // peer needs another connection for the next.
+            if !self.is_draining {
+                tracing::debug!(conn = conn.id, "a peer of the mesh floods, and is drained");
+                self.drain();
+            }
         }
 
         conn.requests.set(conn.requests.get() + 1);
-        let guard = ActiveGuard(streams.clone());
-        let (worker, conn) = (self.worker.clone(), conn.clone());
+        let guard = ActiveGuard(streams);
+        let worker = self.worker.clone();
         let limit = u64::from(self.http.max_requests_per_connection);
         if !self.is_draining && limit > 0 && conn.requests.get() >= limit {
             self.drain();
@@ -242,7 +255,7 @@ where
             let since = Instant::now();
             let ended = serve_stream(worker, conn, request, respond).await;
             if ended == Ended::Gone && since.elapsed() < ABANDONED_WITHIN {
-                guard.0.abandoned.set(guard.0.abandoned.get() + 1);
+                guard.0.resets.borrow_mut().abandon();
             }
         });
 

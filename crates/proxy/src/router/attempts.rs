@@ -241,7 +241,7 @@ fn after_failure(
     if !forwarding.is_replayable() {
         return Next::GiveUp(Verdict::NotWanted);
     }
-    if retries.may_resend(failure.stale, is_idempotent(head.method())) {
+    if retries.may_resend(failure.resend, is_idempotent(head.method())) {
         return Next::Resend;
     }
 

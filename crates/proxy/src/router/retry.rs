@@ -8,6 +8,18 @@ use meltemi_proxy_config::route::RetryPolicy;
 
 use crate::upstream::live::{ClusterLive, Permit, Resource};
 
+/// Whether a failed request may be sent again, since nothing of it has had an effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resend {
+    /// It may have had one.
+    No,
+    /// A pooled connection was found closed before it had answered anything. RFC 9112 §9.3.1: a
+    /// client may send an idempotent request again.
+    IfIdempotent,
+    /// The upstream says that it has not looked at the request.
+    Always,
+}
+
 /// The retries of one request: those that are left, and what earlier attempts have shown.
 #[derive(Debug)]
 pub struct Retries<'a> {
@@ -101,10 +113,14 @@ impl<'a> Retries<'a> {
         Verdict::Granted
     }
 
-    /// Whether a request whose pooled connection was closed is sent again, outside the policy and
-    /// once only. RFC 9112 §9.3.1: a client may do so with an idempotent request.
-    pub fn may_resend(&mut self, is_stale: bool, is_idempotent: bool) -> bool {
-        let resends = is_stale && is_idempotent && !self.is_resent;
+    /// Whether a request is sent again, outside the policy and once only.
+    pub fn may_resend(&mut self, resend: Resend, is_idempotent: bool) -> bool {
+        let may = match resend {
+            Resend::No => false,
+            Resend::IfIdempotent => is_idempotent,
+            Resend::Always => true,
+        };
+        let resends = may && !self.is_resent;
         self.is_resent |= resends;
         resends
     }
@@ -224,12 +240,16 @@ mod tests {
     }
 
     #[test]
-    fn only_an_idempotent_request_is_resent_and_only_once() {
+    fn a_request_is_resent_once_and_only_where_that_does_no_harm() {
         let mut retries = Retries::new(None);
-        assert!(!retries.may_resend(false, true));
-        assert!(!retries.may_resend(true, false));
-        assert!(retries.may_resend(true, true));
-        assert!(!retries.may_resend(true, true));
+        assert!(!retries.may_resend(Resend::No, true));
+        assert!(!retries.may_resend(Resend::IfIdempotent, false));
+        assert!(retries.may_resend(Resend::IfIdempotent, true));
+        assert!(!retries.may_resend(Resend::IfIdempotent, true));
+
+        let mut retries = Retries::new(None);
+        assert!(retries.may_resend(Resend::Always, false));
+        assert!(!retries.may_resend(Resend::Always, false), "once only");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 use meltemi_proxy_config::route::AttemptFailure;
 
 use crate::http1::client::ReadError;
+use crate::router::retry::Resend;
 use crate::router::timeout::{Clocks, Limit};
 use crate::upstream::cluster::WorkerHost;
 use crate::upstream::response::NoResponse;
@@ -27,8 +28,8 @@ pub struct Failure {
     pub cause: Cause,
     /// A time limit passed, and the status that says so where it depends on who was slow.
     pub limit: Option<(Limit, u16)>,
-    /// A pooled connection was found closed before it had answered anything.
-    pub stale: bool,
+    /// Whether the request may be sent again outside the retry policy.
+    pub resend: Resend,
     /// Counts against the endpoint.
     pub blames_host: bool,
 }
@@ -47,7 +48,7 @@ impl Failure {
             transport: String::new(),
             cause: clocks.cause(limit, route),
             limit: Some((limit, if waits_for_client { 408 } else { 504 })),
-            stale: false,
+            resend: Resend::No,
             blames_host: limit == Limit::Total || limit.is_of_attempt(),
         }
     }
@@ -69,7 +70,7 @@ impl Failure {
             transport: String::new(),
             cause,
             limit: None,
-            stale: false,
+            resend: Resend::No,
             blames_host: true,
         }
     }
@@ -83,7 +84,7 @@ impl Failure {
             transport: String::new(),
             cause: Cause::Protocol(how.into()),
             limit: None,
-            stale: false,
+            resend: Resend::No,
             blames_host: false,
         }
     }
@@ -171,7 +172,11 @@ pub(super) fn read_failure(
             refusal.details.to_owned(),
         ),
         NoResponse::H1(error) => {
-            let stale = reused && matches!(error, ReadError::Closed | ReadError::Io(_));
+            let is_stale = reused && matches!(error, ReadError::Closed | ReadError::Io(_));
+            let resend = match is_stale {
+                true => Resend::IfIdempotent,
+                false => Resend::No,
+            };
 
             // Once a byte has gone out the upstream may have acted on it.
             let kind = if nothing_sent {
@@ -190,7 +195,7 @@ pub(super) fn read_failure(
                 how,
             );
 
-            Failure { stale, ..failure }
+            Failure { resend, ..failure }
         }
     }
 }
@@ -225,5 +230,17 @@ pub(super) fn h2_failure(cluster: &Arc<str>, host: &WorkerHost, error: &h2::Erro
         )
     };
 
-    Failure::of(cluster, host, kind, flag, reason, error.to_string())
+    // RFC 9113 §8.7: nothing of such a stream was processed.
+    let is_unprocessed = error.reason() == Some(h2::Reason::REFUSED_STREAM)
+        || (error.is_go_away()
+            && error.is_remote()
+            && error.reason() == Some(h2::Reason::NO_ERROR));
+    let failure = Failure::of(cluster, host, kind, flag, reason, error.to_string());
+    match is_unprocessed {
+        true => Failure {
+            resend: Resend::Always,
+            ..failure
+        },
+        false => failure,
+    }
 }

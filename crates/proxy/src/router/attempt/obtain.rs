@@ -13,6 +13,7 @@ use super::failure::{Failure, h2_failure};
 use super::{Client, Forwarding, Unanswered};
 use crate::exchange::state::Exchange;
 use crate::peer_exchange;
+use crate::router::retry::Resend;
 use crate::tls::is_http2;
 use crate::upstream::acquire::{ConnectRequest, NotAcquired};
 use crate::upstream::carrier::{Carrier, NotOpened};
@@ -144,7 +145,7 @@ fn not_acquired(forwarding: &Forwarding<'_>, host: &WorkerHost, error: &NotAcqui
         transport: error.transport(),
         cause: error.cause(&forwarding.plan.cluster_name, host),
         limit: None,
-        stale: false,
+        resend: Resend::No,
         blames_host,
     }
 }
@@ -158,7 +159,7 @@ fn cannot_cross(details: &'static str) -> Failure {
         transport: details.to_owned(),
         cause: Cause::Protocol(details.into()),
         limit: None,
-        stale: false,
+        resend: Resend::No,
         blames_host: false,
     }
 }

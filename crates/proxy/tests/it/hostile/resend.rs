@@ -245,6 +245,55 @@ async fn a_goodbye_costs_no_request() {
     );
 }
 
+/// Serves HTTP/2 and refuses the first streams; tells of each that comes.
+async fn refusing(first: usize) -> (SocketAddr, mpsc::UnboundedReceiver<()>) {
+    let (book, arrived) = mpsc::unbounded_channel();
+    let at = peers::server(move |stream, _| {
+        let book = book.clone();
+        async move {
+            let Ok(mut connection) = h2::server::handshake(stream).await else {
+                return;
+            };
+            let mut refused = 0;
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                let _ = book.send(());
+                if refused < first {
+                    refused += 1;
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                } else {
+                    let response = http::Response::new(());
+                    let _ = respond.send_response(response, true);
+                }
+            }
+        }
+    })
+    .await;
+
+    (at, arrived)
+}
+
+/// RFC 9113 §8.7: nothing of a refused stream was processed, so that even a POST may go again. Its
+/// body is not kept for that.
+#[tokio::test]
+async fn a_refused_stream_is_sent_again_once() {
+    for (refusals, status, attempts) in [(1, "200", 2), (2, "503", 2)] {
+        let (up, mut arrived) = refusing(refusals).await;
+        let manager = manager(inline(table("r", vec![forward("/", "up")])));
+        let running = Running::with(
+            vec![http2(static_cluster("up", &[up]))],
+            vec![listener("in", vec![http_chain(&manager)])],
+        )
+        .await;
+
+        let mut client = Client::connect(running.at("in").await).await;
+        let request = "POST / HTTP/1.1\nhost: a\ncontent-length: 0\n\n";
+        let (head, _) = soon(client.ask(request)).await;
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+        let seen = std::iter::from_fn(|| arrived.try_recv().ok()).count();
+        assert_eq!(seen, attempts, "{refusals} refusals");
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_ends_the_wait_for_another_attempt() {
     let (book, mut arrived) = mpsc::unbounded_channel();

@@ -302,11 +302,6 @@ async fn broken_answers_over_http2_are_the_proxys_own_errors() {
             &["502", "503"],
         ),
         (
-            "a refused stream",
-            frame(RST_STREAM, 0, 1, &7_u32.to_be_bytes()),
-            &["503"],
-        ),
-        (
             "a goodbye",
             frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 0]),
             &["503"],
