@@ -13,10 +13,11 @@ pub struct PathTemplate(FullRegex);
 
 /// Templates longer than this are refused.
 const MAX_TEMPLATE: usize = 4096;
-/// One segment: RFC 3986 path characters without the slash.
-const SEGMENT: &str = r"[a-zA-Z0-9\-._~%!$&'()+,;:@=]+";
+/// One segment: everything but a slash. A character that were left out here would be a way around a
+/// DENY policy.
+const SEGMENT: &str = "[^/]+";
 /// Any rest, also an empty one.
-const REST: &str = r"[a-zA-Z0-9\-._~%!$&'()+,;:@=/*]*";
+const REST: &str = "(?s:.*)";
 
 impl PathTemplate {
     /// Compiles the extension `envoy.path.match.uri_template.uri_template_matcher`.
@@ -106,6 +107,10 @@ mod tests {
         for (template, path, matches) in [
             ("/a/*/c", "/a/b/c", true),
             ("/a/{*}/c", "/a/b/c", true),
+            ("/a/*/c", "/a/*/c", true),
+            ("/a/{*}/c", "/a/b*c/c", true),
+            ("/a/*/c", "/a/\"<>[]^`{|}/c", true),
+            ("/a/**", "/a/b/<", true),
             ("/a/*/c", "/a//c", false),
             ("/a/*/c", "/a/b/x/c", false),
             ("/a/*", "/a/b", true),
