@@ -30,6 +30,15 @@ pub struct CorsPolicy {
 /// Kept for a cross-origin request from an origin that is allowed.
 struct AllowedOrigin(Bytes);
 
+/// What a preflight is told. For `*` it is what it asked for: with credentials a browser reads `*` as
+/// a name, and never as `authorization` (Fetch, "CORS-preflight fetch").
+fn allowed<'a>(configured: &'a str, asked: Option<&'a [u8]>) -> &'a [u8] {
+    match asked {
+        Some(asked) if configured == "*" => asked,
+        _ => configured.as_bytes(),
+    }
+}
+
 impl CorsPolicy {
     /// Compiles the filter's message for a route.
     pub fn compile(message: &filter::CorsPolicy, scope: &mut Scope) -> Result<Self, Rejection> {
@@ -120,22 +129,26 @@ impl CorsPolicy {
 
         let mut reply = LocalReply::new(200, "", "cors_response", Cause::Cors)
             .header("access-control-allow-origin", origin);
+        let credentials: &[u8] = if self.credentials { b"true" } else { b"" };
         let permissions = [
+            ("access-control-allow-credentials", credentials),
             (
-                "access-control-allow-credentials",
-                if self.credentials { "true" } else { "" },
+                "access-control-allow-methods",
+                allowed(&self.methods, cx.head.get("access-control-request-method")),
             ),
-            ("access-control-allow-methods", &self.methods),
-            ("access-control-allow-headers", &self.headers),
-            ("access-control-expose-headers", &self.expose),
-            ("access-control-max-age", &self.max_age),
+            (
+                "access-control-allow-headers",
+                allowed(&self.headers, cx.head.get("access-control-request-headers")),
+            ),
+            ("access-control-expose-headers", self.expose.as_bytes()),
+            ("access-control-max-age", self.max_age.as_bytes()),
         ];
 
         for (name, value) in permissions
             .into_iter()
             .filter(|(_, value)| !value.is_empty())
         {
-            reply = reply.header(name, value.as_bytes().to_vec());
+            reply = reply.header(name, value.to_vec());
         }
 
         let wants_private = cx.head.get("access-control-request-private-network") == Some(b"true");

@@ -308,6 +308,32 @@ fn cors() -> Override {
 }
 
 #[test]
+fn a_preflight_is_told_what_it_asked_for_where_all_is_allowed() {
+    let message = proto::cors::v3::CorsPolicy {
+        allow_origin_string_match: vec![StringMatcher {
+            ignore_case: false,
+            match_pattern: Some(MatchPattern::Prefix("https://".into())),
+        }],
+        allow_methods: "*".into(),
+        allow_headers: "*".into(),
+        ..Default::default()
+    };
+    let policy = CorsPolicy::compile(&message, &mut Scope::new()).expect("compiles");
+    let mut head = RequestHead::of("OPTIONS", "h", "/");
+    head.append("origin", b"https://a.example");
+    head.append("access-control-request-method", b"PUT");
+    head.append("access-control-request-headers", b"authorization, x-a");
+
+    let setting = Override::Cors(Box::new(policy));
+    let Step::Reply(reply) = Stream::new(head).request(&HttpFilter::Cors, Some(&setting)) else {
+        panic!("answered")
+    };
+    let has = |name: &str, value: &[u8]| reply.headers.iter().any(|(n, v)| n == name && v == value);
+    assert!(has("access-control-allow-methods", b"PUT"));
+    assert!(has("access-control-allow-headers", b"authorization, x-a"));
+}
+
+#[test]
 fn preflights_are_answered_and_others_are_marked() {
     let setting = cors();
     let request = |method: &str, origin: &str| {
