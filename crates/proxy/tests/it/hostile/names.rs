@@ -340,7 +340,12 @@ const OURS: &str = "x-forwarded-client-cert: By=spiffe://a;URI=spiffe://cluster.
                     x-envoy-expected-rq-timeout-ms: 1\nx-envoy-retriable-status-codes: 200\n\
                     x-envoy-decorator-operation: forged\nx-envoy-external-address: 6.6.6.6\n\
                     x-envoy-original-path: /forged\nx-envoy-attempt-count: 7\nx-forwarded-for: 6.6.6.6\n\
-                    x-forwarded-proto: https\nx-request-id: forged";
+                    x-forwarded-proto: https\nx-request-id: forged\n\
+                    x-envoy-force-trace: forged\nx-envoy-ip-tags: forged\n\
+                    x-envoy-hedge-on-per-try-timeout: forged\nx-envoy-original-url: forged\n\
+                    x-envoy-retriable-header-names: forged\n\
+                    x-envoy-upstream-alt-stat-name: forged\n\
+                    x-envoy-upstream-rq-timeout-alt-response: forged";
 
 #[tokio::test]
 async fn a_gateway_believes_nothing_that_a_stranger_says() {
