@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use meltemi_filters::{Cause, ConnInfo, ResponseFlag, TlsPeer, TransportProtocol};
 use meltemi_net::inspect::Hello;
@@ -37,6 +37,8 @@ use crate::worker::Worker;
 const HANDSHAKE: Duration = Duration::from_secs(15);
 /// After `accept` failed (no descriptors left, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// How often an error of accepting is logged.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// Bytes that inspection may hold.
 const MAX_INSPECTED: usize = 16 * 1024;
 
@@ -50,6 +52,9 @@ pub async fn accept(worker: Rc<Worker>, name: Arc<str>, socket: std::net::TcpLis
         }
     };
 
+    // An error may last, as that of a process without free descriptors: it is not for the log each
+    // time.
+    let mut said: Option<Instant> = None;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -60,7 +65,10 @@ pub async fn accept(worker: Rc<Worker>, name: Arc<str>, socket: std::net::TcpLis
                 tokio::task::spawn_local(async move { serve(worker, &name, stream, peer).await });
             }
             Err(error) => {
-                tracing::warn!(listener = %name, %error, "accept failed");
+                if said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
+                    said = Some(Instant::now());
+                    tracing::warn!(listener = %name, %error, "accept failed; it is tried again");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
