@@ -207,8 +207,9 @@ impl RouteTable {
             return self.index.any;
         }
 
+        // RFC 9112 §3.2: a request may have an empty host. Only `*` takes it.
         if authority.is_empty() {
-            return None;
+            return self.index.any;
         }
         let host = if self.settings.ignore_port {
             split_port(authority).0

@@ -15,7 +15,7 @@ pub use response::read_response;
 /// How much of a head a peer may make us hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Bytes of a whole head; Envoy: max_request_headers_kb, 60.
+    /// Bytes of a whole head. Envoy: `max_request_headers_kb`, 60; of answers 80.
     pub head_bytes: usize,
     /// Field lines; Envoy: max_headers_count, 100.
     pub fields: usize,
@@ -24,6 +24,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
+    /// Of requests.
     fn default() -> Self {
         Self {
             head_bytes: 60 * 1024,
@@ -32,6 +33,21 @@ impl Default for Limits {
         }
     }
 }
+
+impl Limits {
+    /// Of answers, of so many fields.
+    pub fn of_answers(fields: u32) -> Self {
+        Self {
+            head_bytes: MAX_ANSWER_HEAD as usize,
+            fields: fields as usize,
+            ..Self::default()
+        }
+    }
+}
+
+/// Bytes of an answer's head, whatever carries it. Source: Envoy's default of
+/// `max_response_headers_kb` for HTTP/1.1.
+pub const MAX_ANSWER_HEAD: u32 = 80 * 1024;
 
 /// Bytes of empty lines that may come before a head. RFC 9112 §2.2 asks for one at least; nobody
 /// honest sends many.

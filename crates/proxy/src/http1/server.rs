@@ -26,8 +26,12 @@ use crate::worker::Worker;
 /// What is left of a request body after its response is read and thrown away up to here; beyond,
 /// the connection ends.
 const DRAIN_BYTES: usize = 64 * 1024;
-/// How long reading that may take, and how long a closing connection waits for the peer to close.
+/// How long reading that may take, and how long a closing connection waits for the next byte of a
+/// peer that still sends.
 const LINGER: Duration = Duration::from_secs(1);
+/// How long a closing connection waits in all. A client that sends a large body reads its early
+/// answer (403, 413, a fault) when it has sent it: RFC 9112 §9.6.
+const LONGEST_LINGER: Duration = Duration::from_secs(30);
 
 enum Next {
     Request(RequestTerms),
@@ -117,6 +121,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
             Ended::Whole if keep_alive.get() => {
                 // The next request must not be read from this one's body.
                 if !reader.is_done() && !drain(&io, &mut input, &mut reader).await {
+                    linger(&io, &mut input).await;
                     break;
                 }
             }
@@ -305,15 +310,14 @@ async fn drain(io: &Io, input: &mut Input, reader: &mut BodyReader) -> bool {
 /// Waits for the peer to close after our answer: closing with unread bytes would reset it away (RFC
 /// 9112 §9.6).
 async fn linger(io: &Io, input: &mut Input) {
-    let mut left = DRAIN_BYTES;
-    let _ = tokio::time::timeout(LINGER, async {
-        let _ = io.shutdown().await;
+    let _ = tokio::time::timeout(LONGEST_LINGER, async {
+        let _ = tokio::time::timeout(LINGER, io.shutdown()).await;
         loop {
             let n = input.bytes().len();
             input.consume(n);
-            left = left.saturating_sub(n);
-            if left == 0 || matches!(input.fill(io).await, Ok(0) | Err(_)) {
-                return;
+            match tokio::time::timeout(LINGER, input.fill(io)).await {
+                Ok(Ok(read)) if read > 0 => {}
+                _ => return,
             }
         }
     })

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::meter::{Alarm, Metered};
 use super::{PING_TIMEOUT, REMEMBERED_RESETS, keep_alive, small_frames};
+use crate::http1::codec::MAX_ANSWER_HEAD;
 use crate::io::Stream;
 
 /// Settings of upstream connections.
@@ -34,7 +35,7 @@ impl Default for H2Settings {
         Self {
             stream_window: 256 * 1024,
             connection_window: 1024 * 1024,
-            head_bytes: 60 * 1024,
+            head_bytes: MAX_ANSWER_HEAD,
             keepalive_interval: None,
             keepalive_timeout: PING_TIMEOUT,
         }

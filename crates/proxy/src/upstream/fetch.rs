@@ -299,10 +299,7 @@ impl<'a> Fetch<'a> {
             .requests
             .fetch_add(1, Relaxed);
         let _active = self.host.live.begin();
-        let limits = Limits {
-            fields: self.cluster.entry.cluster.http.max_head_fields as usize,
-            ..Limits::default()
-        };
+        let limits = Limits::of_answers(self.cluster.entry.cluster.http.max_head_fields);
 
         let buffers = &self.worker.buffers;
         let mut response = ResponseHead::default();

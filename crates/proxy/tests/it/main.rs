@@ -22,6 +22,7 @@ mod peer_exchange;
 mod peers;
 mod pools;
 mod readiness;
+mod sizes;
 mod stats;
 mod streams;
 mod tcp;

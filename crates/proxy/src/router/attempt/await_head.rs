@@ -69,10 +69,7 @@ impl Attempt<'_, '_> {
             ..
         } = self;
 
-        let limits = Limits {
-            fields: forwarding.cluster.entry.cluster.http.max_head_fields as usize,
-            ..Limits::default()
-        };
+        let limits = Limits::of_answers(forwarding.cluster.entry.cluster.http.max_head_fields);
 
         let mut read = pin!(source.head(head.method(), &limits, response));
         poll_fn(|cx| {

@@ -140,7 +140,13 @@ impl Failure {
         };
 
         let body = Bytes::from(body.into_owned());
-        Box::new(LocalReply::new(status, body, details, self.cause).flagged(self.flag))
+        let reply = LocalReply::new(status, body, details, self.cause).flagged(self.flag);
+
+        // Envoy: every request that a circuit breaker drops.
+        Box::new(match self.flag {
+            ResponseFlag::UpstreamOverflow => reply.header("x-envoy-overloaded", "true"),
+            _ => reply,
+        })
     }
 }
 
