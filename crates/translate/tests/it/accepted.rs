@@ -212,7 +212,19 @@ fn caller() -> Proxy {
 
 /// The corpus with one object damaged; `None` if validation refuses the object.
 fn mutant(corpus: &[Arc<Object>], random: &mut Random) -> Option<(String, Tables)> {
-    let at = random.below(corpus.len());
+    // Every place of the corpus is damaged as often as any other, whoever's it is.
+    let sizes = corpus.iter().map(|object| {
+        let mut all = Vec::new();
+        places(object.raw.get("spec").unwrap_or(&Value::Null), "", &mut all);
+        all.len()
+    });
+    let sizes: Vec<usize> = sizes.collect();
+    let mut place = random.below(sizes.iter().sum());
+    let at = sizes.iter().position(|size| {
+        let is_here = place < *size;
+        place = place.saturating_sub(*size);
+        is_here
+    })?;
     let mut raw = corpus[at].raw.clone();
     for _ in 0..=random.below(2) {
         damage(raw.get_mut("spec")?, random);
@@ -284,7 +296,7 @@ fn what_validation_takes_our_proxy_takes() {
     let mut taken = 0;
 
     let proxies = proxies(true);
-    for _ in 0..1200 {
+    for _ in 0..2500 {
         let Some((text, tables)) = mutant(&corpus, &mut random) else {
             continue;
         };
@@ -295,6 +307,75 @@ fn what_validation_takes_our_proxy_takes() {
     }
 
     assert!(taken > 200, "only {taken} mutants are valid");
+}
+
+/// The objects of Istio's samples, file by file, with the services of bookinfo before them.
+fn samples(folder: &Path) -> Vec<Vec<Arc<Object>>> {
+    let read = |path: &Path| {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let objects = parse("sample.yaml", &text).objects.into_iter();
+        objects.map(Arc::new).collect::<Vec<_>>()
+    };
+
+    let bookinfo = read(&folder.join("bookinfo/platform/kube/bookinfo.yaml"));
+    let mut files: Vec<_> = [
+        "bookinfo/networking",
+        "security",
+        "httpbin",
+        "helloworld",
+        "tcp-echo",
+    ]
+    .iter()
+    .filter_map(|inner| std::fs::read_dir(folder.join(inner)).ok())
+    .flatten()
+    .map(|entry| entry.expect("an entry").path())
+    .filter(|path| path.extension().is_some_and(|ending| ending == "yaml"))
+    .collect();
+    files.sort();
+
+    files
+        .iter()
+        .map(|path| read(path))
+        .filter(|objects| objects.iter().any(|object| object.kind.is_mesh()))
+        .map(|objects| objects.into_iter().chain(bookinfo.clone()).collect())
+        .collect()
+}
+
+#[test]
+fn what_validation_takes_of_damaged_samples_our_proxy_takes() {
+    let Some(folder) = meltemi_testkit::shared_or_skip("istio/samples") else {
+        return;
+    };
+
+    let (samples, mut random) = (samples(&folder), Random::new());
+    assert!(samples.len() > 10, "only {} samples", samples.len());
+    let page = [("app", "productpage"), ("version", "v1")];
+    let proxies = [
+        super::proxy(
+            "sidecar~10.44.0.2~page-1.default~default.svc.cluster.local",
+            "bookinfo-productpage",
+            &page,
+        ),
+        super::proxy(
+            "router~10.44.0.9~entry-1.istio-system~istio-system.svc.cluster.local",
+            "entry",
+            &[("istio", "ingressgateway")],
+        ),
+    ];
+
+    let compiler = Compiler::default();
+    let mut taken = 0;
+    for _ in 0..2500 {
+        let sample = random.of(&samples);
+        let Some((text, tables)) = mutant(sample, &mut random) else {
+            continue;
+        };
+        taken += 1;
+        let refused = compile(&compiler, &translated(&tables, &proxies[taken % 2]));
+        assert!(refused.is_empty(), "{refused:#?}\nafter\n{text}");
+    }
+
+    assert!(taken > 100, "only {taken} mutants are valid");
 }
 
 /// Resources of many mutants under names of their own, so that Envoy reads them at once.
@@ -370,7 +451,7 @@ fn what_validation_takes_envoy_takes() {
     let (corpus, mut random) = (corpus(), Random::new());
     let [sidecar, gateway] = proxies(false);
 
-    let all: Vec<(String, Tables)> = (0..1500)
+    let all: Vec<(String, Tables)> = (0..2500)
         .filter_map(|_| mutant(&corpus, &mut random))
         .collect();
     assert!(all.len() > 200, "only {} mutants are valid", all.len());
