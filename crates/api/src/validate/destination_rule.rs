@@ -1,6 +1,6 @@
 //! DestinationRule.
 
-use meltemi_types::{is_dns_label, plain_value_fault, target_fault};
+use meltemi_types::{breaks_line, is_dns_label, plain_value_fault, target_fault};
 
 use super::rules::*;
 use crate::networking::{
@@ -798,11 +798,11 @@ fn check_tls(tls: &ClientTlsSettings, at: &mut Report) {
         insecure_skip_verify,
     } = tls;
 
-    if sni.len() > MAX_SNI {
+    if sni.len() > MAX_SNI || breaks_line(sni) {
         at.field("sni", |at| {
             at.error(
                 INVALID,
-                format!("may not be more than {MAX_SNI} bytes"),
+                format!("a server name has at most {MAX_SNI} bytes, and no control characters"),
                 "write a host name",
             )
         });

@@ -175,6 +175,7 @@ fn rules_of_destination_rules() {
         policy("tunnel: {targetHost: a.example, targetPort: 80}, proxyProtocol: {version: V1}"),
         policy("tls: {mode: SIMPLE, insecureSkipVerify: true, credentialName: c}"),
         policy("tls: {mode: SIMPLE, credentialName: c, caCrl: /x}"),
+        policy("tls: {mode: SIMPLE, sni: \"a\\0\"}"),
         "{host: a, workloadSelector: {matchLabels: {a: b}}, exportTo: ['*']}".to_owned(),
         "{host: 10.0.0.1}".to_owned(),
     ] {
