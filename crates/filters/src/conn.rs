@@ -78,6 +78,12 @@ impl ConnInfo {
         self.captured.then_some(self.local)
     }
 
+    /// Whether mutual TLS has proven that the peer belongs to the mesh: a verified certificate with
+    /// a SPIFFE identity.
+    pub fn is_mesh_peer(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.validated) && self.peer_principal().is_some()
+    }
+
     /// The SPIFFE identity in the peer's certificate, without `spiffe://`, as Istio writes
     /// principals.
     pub fn peer_principal(&self) -> Option<&str> {

@@ -50,9 +50,12 @@ impl PeerMetadata {
         })
     }
 
-    /// Reads who sent the request and tells the upstream who we are.
+    /// Reads who sent the request, if mutual TLS proves that it is a peer of the mesh, and tells the
+    /// upstream who we are.
     pub fn on_request(&self, cx: &mut RequestContext<'_>) {
-        if self.downstream_discovery {
+        // Over plaintext anybody may claim to be anybody, and each name becomes a series of metrics.
+        let proven = cx.conn.is_mesh_peer();
+        if self.downstream_discovery && proven {
             let id = cx.head.get(HEADER_ID).unwrap_or_default();
             let exchanges = !id.is_empty();
             if let Some(header) = cx.head.get(HEADER)

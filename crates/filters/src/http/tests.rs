@@ -17,7 +17,7 @@ use super::context::{Entropy, StreamFacts, StreamState};
 use super::phase::{Call, CallResult};
 use super::settings::Activation;
 use super::*;
-use crate::conn::ConnInfo;
+use crate::conn::{ConnInfo, TlsPeer};
 use crate::counter::Tally;
 use crate::filter::cors::CorsPolicy;
 use crate::filter::rate_limit::{BucketSpec, Buckets, TokenBucket};
@@ -489,7 +489,21 @@ fn peers_introduce_each_other() {
     let mut head = RequestHead::of("GET", "h", "/");
     head.append("x-envoy-peer-metadata", info.encode().as_bytes());
     head.append("x-envoy-peer-metadata-id", b"sidecar~10.0.0.1");
+
+    // Over plaintext anybody may say so.
+    let mut stream = Stream::new(head.clone());
+    stream.request(&inbound, None);
+    stream.respond(&inbound, None);
+    assert_eq!(stream.state.downstream_peer, None);
+    assert_eq!(stream.head.get("x-envoy-peer-metadata"), None);
+    assert_eq!(stream.response.get_str("x-envoy-peer-metadata"), None);
+
     let mut stream = Stream::new(head);
+    stream.conn.tls = Some(Arc::new(TlsPeer {
+        validated: true,
+        uri_sans: vec!["spiffe://cluster.local/ns/default/sa/productpage".into()],
+        ..Default::default()
+    }));
     stream.request(&inbound, None);
     assert_eq!(stream.state.downstream_peer.as_deref(), Some(&info));
     assert_eq!(

@@ -135,7 +135,7 @@ where
         return;
     };
     let alarm = Rc::new(Alarm::default());
-    let handshake = builder(&http, conn.info.peer_principal().is_some())
+    let handshake = builder(&http, conn.info.is_mesh_peer())
         .handshake(Metered::downstream(stream, alarm.clone()));
     let limit = http
         .request_headers_timeout
@@ -232,7 +232,7 @@ where
         streams.active.set(streams.active.get() + 1);
         streams.resets.borrow_mut().open(std::time::Instant::now());
         if streams.resets.borrow().is_flood() {
-            if conn.info.peer_principal().is_none() {
+            if !conn.info.is_mesh_peer() {
                 return Err("flood of resets");
             }
             // A peer of the mesh carries the streams of many clients: theirs end in order, and the
