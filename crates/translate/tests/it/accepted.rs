@@ -296,7 +296,7 @@ fn what_validation_takes_our_proxy_takes() {
     let mut taken = 0;
 
     let proxies = proxies(true);
-    for _ in 0..2500 {
+    for _ in 0..1500 {
         let Some((text, tables)) = mutant(&corpus, &mut random) else {
             continue;
         };
@@ -451,7 +451,7 @@ fn what_validation_takes_envoy_takes() {
     let (corpus, mut random) = (corpus(), Random::new());
     let [sidecar, gateway] = proxies(false);
 
-    let all: Vec<(String, Tables)> = (0..2500)
+    let all: Vec<(String, Tables)> = (0..1500)
         .filter_map(|_| mutant(&corpus, &mut random))
         .collect();
     assert!(all.len() > 200, "only {} mutants are valid", all.len());
