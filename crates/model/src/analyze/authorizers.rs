@@ -139,6 +139,22 @@ fn policy(
         );
     }
 
+    let mut workloads = snapshot.workloads();
+    let own = workloads.find(|workload| {
+        snapshot.selects(policy, &workload.namespace, &workload.labels)
+            && snapshot.is_behind(authorizer, &workload.namespace, &workload.labels)
+    });
+    if let Some(own) = own {
+        warn(
+            DOES_LESS,
+            format!(
+                "the policy selects workload {} of its own authorizer, which is not checked: it would have to ask itself",
+                own.key()
+            ),
+            "give the policy a selector that leaves the authorizer out".to_owned(),
+        );
+    }
+
     if matches!(authorizer.check, Check::Http(_))
         && let Some((workload, port)) = served_over_tcp(snapshot, policy)
     {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use meltemi_types::Labels;
+
 use crate::{Authorizer, Check, Hostname, Provider, ProviderFault, ServiceName, Snapshot};
 
 /// Why no authorizer stands behind the name of a provider.
@@ -31,6 +33,28 @@ impl Snapshot {
             None => Ok(authorizer),
             Some(fault) => Err(NoAuthorizer::NoService(fault)),
         }
+    }
+
+    /// Whether a workload is the authorizer: the authorizer's service selects it.
+    pub(crate) fn is_behind(
+        &self,
+        authorizer: &Authorizer,
+        namespace: &str,
+        labels: &Labels,
+    ) -> bool {
+        let ServiceName {
+            namespace: declared_in,
+            host,
+        } = &authorizer.service;
+        let mut services = self.services.of_host(host).filter(|service| {
+            let own = service.namespace();
+            own == namespace && declared_in.as_ref().is_none_or(|wanted| wanted == own)
+        });
+
+        services.any(|service| {
+            let selector = service.selector.as_ref();
+            selector.is_some_and(|selector| selector.selects(labels))
+        })
     }
 
     /// The fault if an authorizer's service does not exist exactly once. Source: Istio

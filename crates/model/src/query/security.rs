@@ -96,18 +96,18 @@ impl Snapshot {
         // A workload has one authorizer or none: policies of several deny. Source: Istio, without
         // PILOT_ENABLE_MULTIPLE_CUSTOM_AUTHZ_PROVIDERS.
         let is_single = custom.len() == 1;
-        let by_provider = custom
-            .into_iter()
-            .map(|(provider, policies)| CustomAuthorization {
+        for (provider, policies) in custom {
+            let authorizer = self.authorizer(provider).ok().filter(|_| is_single);
+            // Each check would need a check, without end.
+            if authorizer.is_some_and(|own| self.is_behind(own, namespace, labels)) {
+                continue;
+            }
+            found.custom.push(CustomAuthorization {
                 provider: provider.to_owned(),
-                authorizer: self
-                    .authorizer(provider)
-                    .ok()
-                    .filter(|_| is_single)
-                    .cloned(),
+                authorizer: authorizer.cloned(),
                 policies,
             });
-        found.custom = by_provider.collect();
+        }
 
         found
     }

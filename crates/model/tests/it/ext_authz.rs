@@ -271,3 +271,32 @@ fn another_provider_is_another_mesh() {
         Some(8000)
     );
 }
+
+#[test]
+fn an_authorizer_is_not_asked_about_itself() {
+    let world = WORLD.replace(
+        "metadata: {name: authorizer, namespace: auth}\nspec: {ports",
+        "metadata: {name: authorizer, namespace: shop}\nspec: {selector: {app: authorizer}, ports",
+    );
+    let pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: authorizer-1, namespace: shop, labels: {app: authorizer}}\n\
+               status: {podIP: 10.0.0.2, phase: Running}\n";
+    let provider =
+        "{name: mine, envoyExtAuthzGrpc: {service: authorizer.shop.svc.cluster.local, port: 9000}}";
+    let text = format!("{world}{pod}{}{}", mesh(provider), policy("ask", "mine"));
+
+    let snapshot = build(&text).snapshot;
+    let of = |app: &str| {
+        snapshot
+            .authorization_policies("shop", &labels(&[("app", app)]))
+            .custom
+            .len()
+    };
+    assert_eq!((of("web"), of("authorizer")), (1, 0));
+    assert_eq!(
+        told(&text),
+        [
+            "MEL0332 AuthorizationPolicy/ask.shop spec.provider.name the policy selects workload \
+          shop/authorizer-1 of its own authorizer, which is not checked: it would have to ask itself"
+        ]
+    );
+}
