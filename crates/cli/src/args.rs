@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::engine::ArgValueCompleter;
 
 use crate::candidates;
@@ -72,7 +72,7 @@ pub enum MeshCommand {
     /// Run a command inside a workload
     Exec(ExecArgs),
     /// End a workload that `run` added
-    Stop(WorkloadArgs),
+    Stop(StopArgs),
     /// Restart a workload's program and its proxy
     Restart(WorkloadArgs),
 }
@@ -209,6 +209,9 @@ pub struct RunArgs {
     /// Run in the background; `meltemi stop` ends the workload
     #[arg(short, long)]
     pub detach: bool,
+    /// With --detach: return once the workload is ready; =false: at once
+    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub wait: bool,
     /// A TCP port that the program serves; may be given several times
     #[arg(long = "port", value_name = "PORT")]
     pub ports: Vec<u16>,
@@ -365,7 +368,17 @@ pub struct ExecArgs {
     pub command: Vec<String>,
 }
 
-/// Arguments of `stop` and `restart`.
+/// Arguments of `stop`.
+#[derive(Debug, Clone, Args)]
+pub struct StopArgs {
+    #[command(flatten)]
+    pub workload: WorkloadArgs,
+    /// Return once the workload has ended; =false: at once
+    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub wait: bool,
+}
+
+/// Arguments of `restart`, and what `stop` ends.
 #[derive(Debug, Clone, Args)]
 pub struct WorkloadArgs {
     /// A Deployment's name, or one replica's

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use meltemi_node::api::{Run, Target};
-use meltemi_node::{ClientError, ProxyKind};
+use meltemi_node::api::{Run, Target, WorkloadStatus};
+use meltemi_node::{ClientError, ProxyKind, WorkloadKey};
 use meltemi_types::Labels;
 
-use crate::args::{ExecArgs, LogsArgs, RunArgs, WorkloadArgs};
+use crate::args::{ExecArgs, LogsArgs, RunArgs, StopArgs, WorkloadArgs};
 use crate::mesh::Mesh;
 use crate::names;
 use crate::output::{bytes, line, note};
@@ -91,7 +92,10 @@ pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
     }
 
     if detached {
-        return Ok(0);
+        return match args.wait {
+            true => await_ready(mesh, &keys).await,
+            false => Ok(0),
+        };
     }
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -230,15 +234,83 @@ pub(crate) async fn exec(mesh: &Mesh, args: ExecArgs) -> Result<i32> {
     }
 }
 
-pub(crate) async fn stop(mesh: &Mesh, args: WorkloadArgs) -> Result<i32> {
-    match mesh
-        .node()
-        .stop(target(&args.namespace, &args.workload))
-        .await
-    {
-        Ok(done) => line(done).map(|()| 0),
-        Err(error) => Err(explain(mesh, &args.namespace, error).await),
+pub(crate) async fn stop(mesh: &Mesh, args: StopArgs) -> Result<i32> {
+    let StopArgs {
+        workload: WorkloadArgs {
+            workload,
+            namespace,
+        },
+        wait,
+    } = args;
+
+    let done = match mesh.node().stop(target(&namespace, &workload)).await {
+        Ok(done) => done,
+        Err(error) => return Err(explain(mesh, &namespace, error).await),
+    };
+    if wait {
+        let is_own = |status: &WorkloadStatus| {
+            status.key.namespace == namespace
+                && (status.workload == workload || status.key.pod == workload)
+        };
+        let gone = async || Ok(!mesh.node().list().await?.iter().any(is_own));
+        if !wait_until(gone).await? {
+            bail!("{workload} still runs after {PATIENCE:?}; `meltemi status` shows it");
+        }
     }
+
+    line(done).map(|()| 0)
+}
+
+/// How long `run` and `stop` wait.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks again and again; false if the time is up.
+async fn wait_until(mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<bool> {
+    let end = Instant::now() + PATIENCE;
+    while !holds().await? {
+        if Instant::now() > end {
+            return Ok(false);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    Ok(true)
+}
+
+/// Waits until every replica receives traffic. A program that ends is told at once: it will be
+/// started again, and may end again.
+async fn await_ready(mesh: &Mesh, keys: &[WorkloadKey]) -> Result<i32> {
+    let mut last = Vec::new();
+    let settled = async || {
+        last = mesh.node().list().await?;
+        last.retain(|status| keys.contains(&status.key));
+        Ok(last
+            .iter()
+            .all(|status| status.ready || ended(status).is_some()))
+    };
+    let in_time = wait_until(settled).await?;
+
+    let mut code = 0;
+    for status in last.iter().filter(|status| !status.ready) {
+        code = 1;
+        let pod = &status.key.pod;
+        let why = match (ended(status), &status.message) {
+            (Some(how), _) => {
+                format!("its program ended: {how}; `meltemi logs {pod}` shows its output")
+            }
+            (None, Some(message)) => message.clone(),
+            (None, None) => format!("`meltemi status` and `meltemi logs {pod}` show more"),
+        };
+        let since = if in_time { "" } else { " within 30s" };
+        note(format_args!("error: {pod} is not ready{since}: {why}"));
+    }
+
+    Ok(code)
+}
+
+/// How the program ended, if it has ended since its start.
+fn ended(status: &WorkloadStatus) -> Option<&str> {
+    status.app.as_ref()?.last_exit.as_deref()
 }
 
 pub(crate) async fn restart(mesh: &Mesh, args: WorkloadArgs) -> Result<i32> {

@@ -133,7 +133,7 @@ fn logs_and_restarts(mesh: &Mesh) {
     assert!(proxy.contains("certificate obtained"), "{proxy}");
 
     // One that ends by itself, and what it said last but one.
-    mesh.cli_ok(&[
+    let short = mesh.cli(&[
         "run",
         "--app",
         "short",
@@ -144,6 +144,12 @@ fn logs_and_restarts(mesh: &Mesh) {
         "-c",
         "echo said by $PPID; exit 3",
     ]);
+    assert_eq!(short.status.code(), Some(1), "{short:?}");
+    let told = both(&short);
+    assert!(
+        told.contains("short-v1-0 is not ready: its program ended: exit code 3"),
+        "{told}"
+    );
 
     mesh.wait("what it said before", || {
         let said = mesh.cli(&["logs", "short-v1", "--previous", "--tail", "1"]);
@@ -295,9 +301,10 @@ fn runs(mesh: &Mesh) {
     let more = ["--env", "WORD=hello", "--service-account", "robot", "-d"];
     mesh.cli_ok(&[&flags[..], &more, &program].concat());
     for pod in ["pair-0", "pair-1"] {
-        mesh.wait(&format!("{pod} is ready"), || {
-            workload(mesh, pod).is_some_and(|found| found["ready"] == true)
-        });
+        assert!(
+            workload(mesh, pod).is_some_and(|found| found["ready"] == true),
+            "`run` has waited for {pod}"
+        );
         let found = workload(mesh, pod).expect("it runs");
         for (label, value) in [
             ("app", "twin"),
@@ -331,9 +338,10 @@ fn runs(mesh: &Mesh) {
     });
 
     mesh.cli_ok(&["stop", "pair"]);
-    mesh.wait("both are gone", || {
-        workload(mesh, "pair-0").is_none() && workload(mesh, "pair-1").is_none()
-    });
+    assert!(
+        workload(mesh, "pair-0").is_none() && workload(mesh, "pair-1").is_none(),
+        "`stop` has waited for both"
+    );
 }
 
 /// What bash completes, asked as its line editor asks.
