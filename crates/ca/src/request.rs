@@ -1,7 +1,7 @@
 //! Reads certificate requests: verifies the proof of possession and the key's strength, and
 //! compares names with the caller's identity.
 
-use meltemi_types::SpiffeId;
+use meltemi_types::{SpiffeId, TrustDomain};
 use rcgen::{CertificateSigningRequestParams, PublicKeyData, SanType};
 
 /// Maximum size of a request in bytes.
@@ -72,13 +72,16 @@ pub(crate) fn read_request(
     for name in &csr.params.subject_alt_names {
         let SanType::URI(uri) = name else { continue };
 
-        // Agents may not know the mesh's trust domain, so compare only namespace and account. Names
-        // that are not SPIFFE IDs are ignored, like all names of a request.
+        // Names that are not SPIFFE IDs are ignored, like all names of a request. An agent may not
+        // know the mesh's trust domain, and then names Istio's default.
         let Ok(asked) = uri.as_str().parse::<SpiffeId>() else {
             continue;
         };
-        if (asked.namespace(), asked.service_account())
-            != (identity.namespace(), identity.service_account())
+        let is_own_domain = asked.trust_domain() == identity.trust_domain()
+            || *asked.trust_domain() == TrustDomain::default();
+        if !is_own_domain
+            || (asked.namespace(), asked.service_account())
+                != (identity.namespace(), identity.service_account())
         {
             return Err(SignError::ForeignIdentity {
                 caller: identity.to_string(),

@@ -148,6 +148,13 @@ fn a_request_for_another_identity_is_refused() {
         "{refused:?}"
     );
 
+    let (csr, _) = request(&["spiffe://evil.example/ns/default/sa/sleep"]);
+    let refused = authority.sign(&csr, &id(), Duration::ZERO);
+    assert!(
+        matches!(&refused, Err(SignError::ForeignIdentity { asked, .. }) if asked.contains("evil")),
+        "{refused:?}"
+    );
+
     let foreign: SpiffeId = "spiffe://other.example/ns/default/sa/sleep"
         .parse()
         .expect("an identity");

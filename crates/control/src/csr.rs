@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use meltemi_admin_api::CertificateStatus;
 use meltemi_ca::{CertificateAuthority, SignError};
@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use crate::auth::{Authenticator, Peer, PeerCertificate};
 use crate::clock::{millis_of, now_ms};
+use crate::csr_limit::CsrLimit;
 use crate::metrics::Metrics;
 
 /// How many workloads' newest certificates are remembered for status.
@@ -79,6 +80,7 @@ pub(crate) struct Csr {
     pub(crate) authority: Arc<CertificateAuthority>,
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) issued: Arc<Issued>,
+    pub(crate) limit: Arc<CsrLimit>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -115,6 +117,17 @@ impl CertificateService for Csr {
                 "a certificate needs a token or a client certificate",
             ));
         };
+
+        if !self
+            .limit
+            .admit(&identity.to_string(), &address, Instant::now())
+        {
+            self.metrics.csr_refused.add(1);
+            tracing::debug!(caller = %identity, peer = %address, "too many certificate requests");
+            return Err(Status::resource_exhausted(format!(
+                "{identity} asks for too many certificates; there is one a second"
+            )));
+        }
 
         let request = request.into_inner();
         if let Some(metadata) = &request.metadata

@@ -9,6 +9,7 @@
 mod auth;
 mod clock;
 mod csr;
+mod csr_limit;
 mod http;
 mod metrics;
 mod objects;

@@ -20,6 +20,7 @@ use tonic::transport::server::Connected;
 use crate::auth::Authenticator;
 use crate::clock::now_ms;
 use crate::csr::{Csr, Issued};
+use crate::csr_limit::CsrLimit;
 use crate::http::{Api, bind_socket, serve_socket, serve_tcp};
 use crate::metrics::Metrics;
 use crate::objects::Objects;
@@ -139,10 +140,12 @@ impl ControlPlane {
             ..ServerTerms::default()
         };
 
+        let limit = Arc::<CsrLimit>::default();
         let csr = || Csr {
             authority: authority.clone(),
             authenticator: authenticator.clone(),
             issued: issued.clone(),
+            limit: limit.clone(),
             metrics: metrics.clone(),
         };
 
