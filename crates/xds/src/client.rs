@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::Stream;
 use meltemi_proto::Any;
@@ -277,7 +277,7 @@ struct Unheard;
 async fn drive(config: ClientConfig, shared: Arc<Shared>, events: mpsc::Sender<ClientEvent>) {
     let mut failures = 0;
     loop {
-        let mut answered = false;
+        let mut answered = None;
         let reason = tokio::select! {
             ended = one_stream(&config, &shared, &events, &mut answered) => match ended {
                 Ok(reason) => reason,
@@ -287,7 +287,8 @@ async fn drive(config: ClientConfig, shared: Arc<Shared>, events: mpsc::Sender<C
         };
 
         shared.session().disconnected();
-        failures = if answered { 1 } else { failures + 1 };
+        let healthy = answered.is_some_and(|since: Instant| since.elapsed() >= HEALTHY);
+        failures = failures_after(failures, healthy);
         tracing::debug!(%reason, failures, "xds stream ended");
         if events
             .send(ClientEvent::Disconnected { reason })
@@ -304,12 +305,24 @@ async fn drive(config: ClientConfig, shared: Arc<Shared>, events: mpsc::Sender<C
     }
 }
 
+/// Answers for so long make a stream a healthy one. A server that answers and then ends the stream, as
+/// one over its limit or one that cannot make a resource, has not recovered.
+const HEALTHY: Duration = Duration::from_secs(10);
+
+/// The number of failures that the next delay is for.
+fn failures_after(failures: u32, healthy: bool) -> u32 {
+    match healthy {
+        true => 1,
+        false => failures.saturating_add(1),
+    }
+}
+
 /// Runs one connection. `Ok` holds the reason of its end.
 async fn one_stream(
     config: &ClientConfig,
     shared: &Arc<Shared>,
     events: &mpsc::Sender<ClientEvent>,
-    answered: &mut bool,
+    answered: &mut Option<Instant>,
 ) -> Result<String, Unheard> {
     let connection =
         match tokio::time::timeout(config.connect_timeout, config.connect.connect()).await {
@@ -410,7 +423,7 @@ async fn read<M>(
     called: Result<tonic::Response<tonic::Streaming<M>>, tonic::Status>,
     shared: &Arc<Shared>,
     events: &mpsc::Sender<ClientEvent>,
-    answered: &mut bool,
+    answered: &mut Option<Instant>,
     wrap: fn(M) -> ClientResponse,
 ) -> Result<String, Unheard> {
     let mut inbound = match called {
@@ -426,7 +439,7 @@ async fn read<M>(
     loop {
         match inbound.message().await {
             Ok(Some(message)) => {
-                *answered = true;
+                answered.get_or_insert_with(Instant::now);
                 let received = shared.session().response(wrap(message));
                 match received {
                     Received::Update(update) => events

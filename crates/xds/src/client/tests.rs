@@ -10,7 +10,7 @@ use meltemi_proto::pack;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, ROUTE};
 
 use super::session::{ClientRequest, ClientResponse, ClientSession, Received};
-use super::{Subscription, Update};
+use super::{Subscription, Update, failures_after};
 use crate::Variant;
 
 fn session(variant: Variant) -> ClientSession {
@@ -320,5 +320,16 @@ fn a_name_that_was_dropped_in_between_is_asked_for_anew() {
     assert!(
         asked.len() > 1 && asked[1..].iter().all(|asked| *asked == names(&["a", "b"])),
         "{asked:?}"
+    );
+}
+
+#[test]
+fn an_answer_alone_is_no_recovery() {
+    let ended_soon = (0..5).fold(0, |failures, _| failures_after(failures, false));
+    assert_eq!(ended_soon, 5, "the delay grows");
+    assert_eq!(
+        failures_after(ended_soon, true),
+        1,
+        "and is short again after health"
     );
 }
