@@ -89,11 +89,18 @@ impl SdsStreams {
 /// Puts each version of a secret into the store, and answers for it.
 async fn receive(config: ClientConfig, store: SecretStore, name: Arc<str>) {
     let (handle, mut events) = Client::spawn(config);
+    let mut is_connected = true;
     while let Some(event) = events.recv().await {
         let update = match event {
-            ClientEvent::Connected => continue,
+            ClientEvent::Connected => {
+                is_connected = true;
+                continue;
+            }
             ClientEvent::Disconnected { reason } => {
-                tracing::warn!(secret = %name, %reason, "lost the SDS server; the secret stays");
+                // Once for each loss, however often the server cannot be reached again.
+                if std::mem::replace(&mut is_connected, false) {
+                    tracing::warn!(secret = %name, %reason, "no SDS server; the secret stays as it is");
+                }
                 continue;
             }
             ClientEvent::Update(update) => update,
