@@ -277,21 +277,36 @@ async fn wait_until(mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<bool
     Ok(true)
 }
 
-/// Waits until every replica receives traffic. A program that ends is told at once: it will be
-/// started again, and may end again.
+/// How long a program must outlive its start. A program that fails on a wrong argument or a taken
+/// port ends within this time, after the moment in which it counts as ready.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// Waits until every replica receives traffic and its program has outlived [`SETTLE`]. A program
+/// that ends is told at once: it will be started again, and may end again.
 async fn await_ready(mesh: &Mesh, keys: &[WorkloadKey]) -> Result<i32> {
-    let mut last = Vec::new();
-    let settled = async || {
-        last = mesh.node().list().await?;
-        last.retain(|status| keys.contains(&status.key));
-        Ok(last
+    let replicas = async || -> Result<Vec<WorkloadStatus>> {
+        let mut all = mesh.node().list().await?;
+        all.retain(|status| keys.contains(&status.key));
+        Ok(all)
+    };
+    let has_failed = |status: &WorkloadStatus| !status.ready || ended(status).is_some();
+
+    let in_time = wait_until(async || {
+        let all = replicas().await?;
+        Ok(all
             .iter()
             .all(|status| status.ready || ended(status).is_some()))
-    };
-    let in_time = wait_until(settled).await?;
+    })
+    .await?;
+
+    let mut last = replicas().await?;
+    if !last.iter().any(has_failed) {
+        tokio::time::sleep(SETTLE).await;
+        last = replicas().await?;
+    }
 
     let mut code = 0;
-    for status in last.iter().filter(|status| !status.ready) {
+    for status in last.iter().filter(|status| has_failed(status)) {
         code = 1;
         let pod = &status.key.pod;
         let why = match (ended(status), &status.message) {
