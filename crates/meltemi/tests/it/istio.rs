@@ -36,6 +36,8 @@ fn run(peers: &Peers, istio: &std::path::Path) -> Value {
             "--keep-caps",
         ])
         .arg("--net")
+        // The agents' proxies are reparented when an agent is killed: they end with the script.
+        .args(["--pid", "--fork", "--kill-child"])
         .args(peers.program("istio.py", &[]))
         .arg(istio)
         .arg(crate::binary())
