@@ -9,7 +9,7 @@ use http_body_util::Full;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::{ApplyResponse, ErrorBody, ObjectList, ObjectSelector, Status, encode};
+use crate::{ApplyResponse, ChangeOptions, ErrorBody, ObjectList, ObjectSelector, Status, encode};
 
 /// Limit of each call.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -68,11 +68,13 @@ impl Client {
         &self,
         text: String,
         namespace: &str,
-        dry_run: bool,
+        options: ChangeOptions,
     ) -> Result<ApplyResponse, ClientError> {
+        let ChangeOptions { dry_run, write } = options;
         let query = encode(&[
             ("ns", namespace),
-            ("dry_run", if dry_run { "true" } else { "" }),
+            ("dry_run", flag(dry_run)),
+            ("write", flag(write)),
         ]);
 
         let (status, body) = self
@@ -94,26 +96,42 @@ impl Client {
         .await
     }
 
-    /// Deletes the objects that the selector matches.
+    /// Deletes the object that the selector names.
     pub async fn delete(
         &self,
         which: &ObjectSelector,
-        dry_run: bool,
+        options: ChangeOptions,
+    ) -> Result<ApplyResponse, ClientError> {
+        self.delete_objects("/apis/objects", which, options).await
+    }
+
+    /// Deletes every applied object that the selector matches. Objects of the user's files stay.
+    pub async fn delete_applied(
+        &self,
+        which: &ObjectSelector,
+        options: ChangeOptions,
+    ) -> Result<ApplyResponse, ClientError> {
+        self.delete_objects("/apis/applied", which, options).await
+    }
+
+    async fn delete_objects(
+        &self,
+        path: &str,
+        which: &ObjectSelector,
+        options: ChangeOptions,
     ) -> Result<ApplyResponse, ClientError> {
         let ObjectSelector { kind, ns, name } = which;
+        let ChangeOptions { dry_run, write } = options;
         let query = encode(&[
             ("kind", kind),
             ("ns", ns),
             ("name", name),
-            ("dry_run", if dry_run { "true" } else { "" }),
+            ("dry_run", flag(dry_run)),
+            ("write", flag(write)),
         ]);
 
         let (status, body) = self
-            .call(
-                Method::DELETE,
-                &format!("/apis/objects?{query}"),
-                String::new(),
-            )
+            .call(Method::DELETE, &format!("{path}?{query}"), String::new())
             .await?;
 
         match status {
@@ -179,6 +197,11 @@ impl Client {
 
         Ok((answer.status(), answer.into_body()))
     }
+}
+
+/// A flag as a query's value; an empty value is left out.
+fn flag(is_set: bool) -> &'static str {
+    if is_set { "true" } else { "" }
 }
 
 fn refused(status: StatusCode, body: &[u8]) -> ClientError {

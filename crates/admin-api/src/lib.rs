@@ -11,7 +11,8 @@ mod status;
 
 pub use client::{Client, ClientError};
 pub use objects::{
-    Action, Applied, ApplyResponse, ErrorBody, ObjectList, ObjectSelector, ObjectView, Origin,
+    Action, Applied, ApplyResponse, ChangeOptions, ErrorBody, ObjectList, ObjectSelector,
+    ObjectView, Origin,
 };
 pub use query::{decode, encode};
 pub use status::{

@@ -7,13 +7,22 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
-    /// In a file of the user. `apply` changes the object in that file.
+    /// In a file of the user. `apply` and `delete` refuse to change it unless they may write files.
     #[default]
     File,
     /// In the mesh's own state, by `apply`.
     Applied,
     /// In a file that the node writes about running workloads.
     Runtime,
+}
+
+/// What an apply or delete may change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ChangeOptions {
+    /// Change nothing; answer what would happen.
+    pub dry_run: bool,
+    /// Edit the user's own files where they hold the object.
+    pub write: bool,
 }
 
 /// The result of an apply or delete for one object.

@@ -250,6 +250,9 @@ pub struct ApplyArgs {
     /// Print what would change, and change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Change an object that stands in a file of `up -f` in that file; comments are kept
+    #[arg(long)]
+    pub write: bool,
     /// Output format
     #[arg(short, long, value_enum)]
     pub output: Option<Output>,
@@ -282,12 +285,19 @@ pub struct GetArgs {
 /// Arguments of `delete`.
 #[derive(Debug, Clone, Args)]
 pub struct DeleteArgs {
-    /// KIND NAME... or KIND/NAME...
-    #[arg(required_unless_present = "files", value_name = "KIND NAME", add = ArgValueCompleter::new(candidates::Objects))]
+    /// KIND NAME... or KIND/NAME...; with --all also a KIND alone, or nothing
+    #[arg(required_unless_present_any = ["files", "all"], value_name = "KIND NAME", add = ArgValueCompleter::new(candidates::Objects))]
     pub what: Vec<String>,
     /// Namespace of the objects
-    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
-    pub namespace: String,
+    #[arg(short, long, value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
+    pub namespace: Option<String>,
+    /// Delete every applied object, or with a KIND every applied one of the kind; objects in files
+    /// stay
+    #[arg(long, conflicts_with_all = ["files", "write"])]
+    pub all: bool,
+    /// With --all: in all namespaces, which is the default without a KIND
+    #[arg(short = 'A', long, requires = "all", conflicts_with = "namespace")]
+    pub all_namespaces: bool,
     /// Delete the objects that these files name
     #[arg(
         short = 'f',
@@ -302,6 +312,9 @@ pub struct DeleteArgs {
     /// Print what would be deleted, and delete nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Remove an object that stands in files of `up -f` from those files
+    #[arg(long)]
+    pub write: bool,
 }
 
 /// Arguments of `status`.

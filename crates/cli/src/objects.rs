@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
-use meltemi_admin_api::{Action, ApplyResponse, ClientError, ObjectSelector, ObjectView};
+use meltemi_admin_api::{
+    Action, ApplyResponse, ChangeOptions, ClientError, ObjectSelector, ObjectView,
+};
 use meltemi_api::{Kind, not_found};
 use meltemi_types::ObjectRef;
 
@@ -21,9 +23,13 @@ const NOT_FOUND: u16 = 404;
 
 pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
     let sources = Sources::read(&args.files)?;
+    let options = ChangeOptions {
+        dry_run: args.dry_run,
+        write: args.write,
+    };
     let answer = mesh
         .control()
-        .apply(sources.text.clone(), &args.namespace, args.dry_run)
+        .apply(sources.text.clone(), &args.namespace, options)
         .await;
 
     let mut response = answer.map_err(|error| mesh.control_error(error))?;
@@ -53,13 +59,22 @@ pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
 }
 
 pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
+    if args.all {
+        return delete_all(mesh, &args).await;
+    }
+
+    let namespace = args.namespace.as_deref().unwrap_or("default");
+    let options = ChangeOptions {
+        dry_run: args.dry_run,
+        write: args.write,
+    };
     let selectors = if args.what.is_empty() {
         let sources = Sources::read(&args.files)?;
-        selectors_of(&sources, &args.namespace)?
+        selectors_of(&sources, namespace)?
     } else {
         let select = |NamedObject { kind, name }| ObjectSelector {
             kind,
-            ns: args.namespace.clone(),
+            ns: namespace.to_owned(),
             name,
         };
 
@@ -67,7 +82,7 @@ pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
         for one in &all {
             ensure!(
                 !one.name.is_empty(),
-                "which {kind}? Name one: meltemi delete {kind} NAME",
+                "which {kind}? Name one: meltemi delete {kind} NAME, or all applied ones: meltemi delete {kind} --all",
                 kind = one.kind
             );
         }
@@ -77,7 +92,7 @@ pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
 
     let mut code = 0;
     for selector in &selectors {
-        match mesh.control().delete(selector, args.dry_run).await {
+        match mesh.control().delete(selector, options).await {
             Ok(response) => {
                 print(&response)?;
                 code |= i32::from(!response.ok);
@@ -93,6 +108,48 @@ pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
         }
     }
 
+    Ok(code)
+}
+
+/// Deletes all applied objects, or those of the kinds and names given.
+async fn delete_all(mesh: &Mesh, args: &DeleteArgs) -> Result<i32> {
+    let ns = match &args.namespace {
+        Some(namespace) => namespace.clone(),
+        None if args.all_namespaces || args.what.is_empty() => String::new(),
+        None => "default".to_owned(),
+    };
+    let select = |NamedObject { kind, name }| ObjectSelector {
+        kind: if kind == "all" { String::new() } else { kind },
+        ns: ns.clone(),
+        name,
+    };
+    let named = match args.what.as_slice() {
+        [] => vec![ObjectSelector {
+            ns: ns.clone(),
+            ..ObjectSelector::default()
+        }],
+        what => parse_names(what)?.into_iter().map(select).collect(),
+    };
+
+    let options = ChangeOptions {
+        dry_run: args.dry_run,
+        write: false,
+    };
+    let (mut code, mut deleted) = (0, 0);
+    for selector in &named {
+        let answer = mesh.control().delete_applied(selector, options).await;
+        let response = answer.map_err(|error| mesh.control_error(error))?;
+        print(&response)?;
+        code |= i32::from(!response.ok);
+        deleted += response.objects.len();
+    }
+
+    if deleted == 0 && code == 0 {
+        output::note(format_args!(
+            "No applied objects found{}. Objects of files stay: `meltemi get all -A -o wide` names them.",
+            in_namespace(&ns)
+        ));
+    }
     Ok(code)
 }
 

@@ -18,8 +18,8 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use meltemi_admin_api::{
-    ConfigDump, DumpedResource, DumpedType, EndpointView, ErrorBody, ObjectSelector,
-    RegistryService, Status, VersionInfo, decode,
+    ApplyResponse, ChangeOptions, ConfigDump, DumpedResource, DumpedType, EndpointView, ErrorBody,
+    ObjectSelector, RegistryService, Status, VersionInfo, decode,
 };
 use meltemi_ca::CertificateAuthority;
 use meltemi_model::{Health, Snapshot};
@@ -138,11 +138,19 @@ impl Api {
             );
         }
 
-        let world = self.worlds.borrow().clone();
+        let which = || ObjectSelector {
+            kind: of("kind"),
+            ns: of("ns"),
+            name: of("name"),
+        };
+        let options = ChangeOptions {
+            dry_run: is_true(&of("dry_run")),
+            write: is_true(&of("write")),
+        };
 
+        let world = self.worlds.borrow().clone();
         match (request.method(), path.as_str()) {
             (&Method::POST, "/apis/apply") => {
-                let dry_run = is_true(&of("dry_run"));
                 let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
                     Ok(body) => body.to_bytes(),
                     Err(_) => {
@@ -156,7 +164,7 @@ impl Api {
                 let Ok(text) = std::str::from_utf8(&body) else {
                     return error(StatusCode::BAD_REQUEST, "the text is not UTF-8");
                 };
-                let response = self.objects.apply(text, &of("ns"), dry_run).await;
+                let response = self.objects.apply(text, &of("ns"), options).await;
                 json(
                     if response.ok {
                         StatusCode::OK
@@ -166,30 +174,15 @@ impl Api {
                     &response,
                 )
             }
-            (&Method::GET, "/apis/objects") => {
-                let which = ObjectSelector {
-                    kind: of("kind"),
-                    ns: of("ns"),
-                    name: of("name"),
-                };
-                match self.objects.get(&which) {
-                    Ok(list) => json(StatusCode::OK, &list),
-                    Err(reason) => error(StatusCode::BAD_REQUEST, &reason),
-                }
-            }
+            (&Method::GET, "/apis/objects") => match self.objects.get(&which()) {
+                Ok(list) => json(StatusCode::OK, &list),
+                Err(reason) => error(StatusCode::BAD_REQUEST, &reason),
+            },
             (&Method::DELETE, "/apis/objects") => {
-                let which = ObjectSelector {
-                    kind: of("kind"),
-                    ns: of("ns"),
-                    name: of("name"),
-                };
-
-                match self.objects.delete(&which, is_true(&of("dry_run"))).await {
-                    Ok(response) if response.ok => json(StatusCode::OK, &response),
-                    Ok(response) => json(StatusCode::UNPROCESSABLE_ENTITY, &response),
-                    Err(Refusal::Unclear(reason)) => error(StatusCode::BAD_REQUEST, &reason),
-                    Err(Refusal::NotFound(reason)) => error(StatusCode::NOT_FOUND, &reason),
-                }
+                deleted(self.objects.delete(&which(), options).await)
+            }
+            (&Method::DELETE, "/apis/applied") => {
+                deleted(self.objects.delete_applied(&which(), options).await)
             }
             (&Method::GET | &Method::HEAD, "/ready") => match world.is_ready() {
                 true => text("ready\n".to_owned()),
@@ -220,14 +213,15 @@ impl Api {
             }
             (
                 _,
-                "/apis/apply" | "/apis/objects" | "/ready" | "/metrics" | "/version" | "/status",
+                "/apis/apply" | "/apis/applied" | "/apis/objects" | "/ready" | "/metrics"
+                | "/version" | "/status",
             ) => error(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "this endpoint has other methods",
             ),
             _ => error(
                 StatusCode::NOT_FOUND,
-                "no such endpoint; there are /ready /metrics /version /status /debug/{syncz,proxies,config_dump,registryz,endpointz} and, on the Unix socket, /apis/{apply,objects}",
+                "no such endpoint; there are /ready /metrics /version /status /debug/{syncz,proxies,config_dump,registryz,endpointz} and, on the Unix socket, /apis/{apply,applied,objects}",
             ),
         }
     }
@@ -411,6 +405,16 @@ fn version() -> VersionInfo {
     VersionInfo {
         name: "meltemi".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// The answer to a deletion.
+fn deleted(outcome: Result<ApplyResponse, Refusal>) -> Reply {
+    match outcome {
+        Ok(response) if response.ok => json(StatusCode::OK, &response),
+        Ok(response) => json(StatusCode::UNPROCESSABLE_ENTITY, &response),
+        Err(Refusal::Unclear(reason)) => error(StatusCode::BAD_REQUEST, &reason),
+        Err(Refusal::NotFound(reason)) => error(StatusCode::NOT_FOUND, &reason),
     }
 }
 

@@ -1,4 +1,6 @@
-//! Apply, get and delete: over the store's own files, or the user's where those hold the object.
+//! Apply, get and delete: over the store's own files, and the user's if that is allowed.
+
+mod delete;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -6,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meltemi_admin_api::{
-    Action, Applied, ApplyResponse, ObjectList, ObjectSelector, ObjectView, Origin,
+    Action, Applied, ApplyResponse, ChangeOptions, ObjectList, ObjectSelector, ObjectView, Origin,
 };
 use meltemi_api::{Kind, Object, ObjectKey};
 use meltemi_model::{BuildOptions, Snapshot, Tables};
@@ -42,7 +44,12 @@ pub(crate) enum Refusal {
 impl Objects {
     /// Takes the objects of a text that are sound, one after the other; each of the others is
     /// refused for itself.
-    pub(crate) async fn apply(&self, text: &str, namespace: &str, dry_run: bool) -> ApplyResponse {
+    pub(crate) async fn apply(
+        &self,
+        text: &str,
+        namespace: &str,
+        options: ChangeOptions,
+    ) -> ApplyResponse {
         let namespace = if namespace.is_empty() {
             "default"
         } else {
@@ -121,24 +128,28 @@ impl Objects {
             .add((planned.len() - sound.len()) as u64);
         let mut response = ApplyResponse {
             ok,
-            dry_run,
+            dry_run: options.dry_run,
             objects: planned,
             diagnostics,
         };
 
-        if !dry_run {
-            self.write(sound, text, &mut response).await;
-        }
+        self.write(sound, text, options, &mut response).await;
 
         response
     }
 
     /// Writes sound objects, and puts what became of each into the response.
-    async fn write(&self, sound: Vec<Object>, text: &str, response: &mut ApplyResponse) {
+    async fn write(
+        &self,
+        sound: Vec<Object>,
+        text: &str,
+        options: ChangeOptions,
+        response: &mut ApplyResponse,
+    ) {
         let (store, owned, sound) = (self.applied.clone(), text.to_owned(), Arc::new(sound));
         let written = tokio::task::spawn_blocking({
             let sound = sound.clone();
-            move || store.apply(&sound, &owned)
+            move || store.apply(&sound, &owned, store_options(options))
         });
 
         let written = match written.await {
@@ -165,8 +176,9 @@ impl Objects {
                 Ok(outcome) => {
                     let before = planned.action;
                     *planned = outcome_of(&outcome);
-                    if planned.action == Action::Created {
-                        // New in our state, and perhaps in the place of one that the mesh brings.
+                    if options.dry_run || planned.action == Action::Created {
+                        // New in our state, and perhaps in the place of one that the mesh brings,
+                        // or that an earlier document of a dry run would create.
                         planned.action = before;
                     }
                     taken.insert(object.key(), object);
@@ -174,11 +186,16 @@ impl Objects {
                 Err(error) => {
                     planned.action = Action::Refused;
                     response.ok = false;
-                    response.diagnostics.push(apply_failed(&error));
+                    response
+                        .diagnostics
+                        .push(apply_failed(&error, Action::Configured));
                 }
             }
         }
 
+        if options.dry_run {
+            return;
+        }
         self.taken_up(|tables| {
             taken
                 .iter()
@@ -214,102 +231,6 @@ impl Objects {
         Ok(ObjectList {
             items: items.collect(),
         })
-    }
-
-    /// Deletes one object by kind and name.
-    pub(crate) async fn delete(
-        &self,
-        which: &ObjectSelector,
-        dry_run: bool,
-    ) -> Result<ApplyResponse, Refusal> {
-        let kind = kind_of(&self.worlds.borrow(), &which.kind).map_err(Refusal::Unclear)?;
-        let (Some(kind), false) = (kind, which.name.is_empty()) else {
-            let what = "say which object: kind and name, and ns where it is not default";
-            return Err(Refusal::Unclear(what.to_owned()));
-        };
-
-        let namespace = match (kind.is_namespaced(), which.ns.as_str()) {
-            (false, _) => "",
-            (true, "") => "default",
-            (true, named) => named,
-        };
-
-        let key = ObjectKey::new(kind, namespace, &which.name);
-        let held = self.worlds.borrow().tables.get(&key).cloned();
-        let mut response = ApplyResponse {
-            ok: true,
-            dry_run,
-            objects: Vec::new(),
-            diagnostics: Vec::new(),
-        };
-
-        let planned = Applied {
-            action: Action::Deleted,
-            ..self.described(&key, held.as_ref())
-        };
-
-        if let Some(finding) = held.as_ref().and_then(|object| self.brought(object)) {
-            response.ok = false;
-            response.objects.push(Applied {
-                action: Action::Refused,
-                ..planned
-            });
-            response.diagnostics.push(finding);
-            return Ok(response);
-        }
-
-        if dry_run {
-            return match held {
-                Some(_) => Ok(ApplyResponse {
-                    objects: vec![planned],
-                    ..response
-                }),
-                None => Err(Refusal::NotFound(ApplyError::NotFound(key).to_string())),
-            };
-        }
-
-        let (store, wanted) = (self.applied.clone(), key.clone());
-        let deleted = tokio::task::spawn_blocking(move || store.delete(&wanted)).await;
-        match deleted.map_err(|error| Refusal::Unclear(format!("deleting broke off: {error}")))? {
-            Ok(outcome) => {
-                // What the mesh brings may stand behind it, and is in force again.
-                let is_gone = |tables: &Tables| {
-                    tables.get(&key).is_none_or(|next| {
-                        held.as_ref().is_some_and(|held| !Arc::ptr_eq(held, next))
-                    })
-                };
-
-                self.taken_up(is_gone).await;
-                response.objects.push(outcome_of(&outcome));
-                let next = self.worlds.borrow().tables.get(&key).cloned();
-                if let Some(next) = next.filter(|next| self.brought(next).is_some()) {
-                    let message = format!(
-                        "the one that the mesh brings ({}) is in force again",
-                        next.source.file
-                    );
-
-                    let finding =
-                        diagnostic(key.object_ref(), message, "to change it, apply another one");
-                    response.diagnostics.push(Diagnostic {
-                        severity: Severity::Info,
-                        ..finding
-                    });
-                }
-            }
-            Err(error @ ApplyError::NotFound(_)) => {
-                return Err(Refusal::NotFound(error.to_string()));
-            }
-            Err(error) => {
-                response.ok = false;
-                response.objects.push(Applied {
-                    action: Action::Refused,
-                    ..planned
-                });
-                response.diagnostics.push(apply_failed(&error));
-            }
-        }
-
-        Ok(response)
     }
 
     fn origin(&self, file: &Path) -> Origin {
@@ -411,14 +332,29 @@ fn outcome_of(outcome: &Outcome) -> Applied {
     }
 }
 
-fn apply_failed(error: &ApplyError) -> Diagnostic {
+fn store_options(options: ChangeOptions) -> meltemi_store::ChangeOptions {
+    let ChangeOptions { dry_run, write } = options;
+    meltemi_store::ChangeOptions { dry_run, write }
+}
+
+/// The finding about an object that could not be configured or deleted.
+fn apply_failed(error: &ApplyError, wanted: Action) -> Diagnostic {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
 
-    let (key, file, remedy) = match error {
+    let (verb, edit) = match wanted {
+        Action::Deleted => ("delete", "remove it"),
+        _ => ("apply", "change it"),
+    };
+    let (key, position, remedy) = match error {
         ApplyError::NotFound(key) => (key, None, "name another object".to_owned()),
-        ApplyError::NotEditable { key, file, .. } => {
-            (key, Some(file), "change the file by hand".to_owned())
-        }
+        ApplyError::InUsersFile { key, file, line } => (
+            key,
+            Some((file, *line)),
+            format!("{edit} there, or {verb} with --write, which edits that document alone"),
+        ),
+        ApplyError::NotEditable {
+            key, file, line, ..
+        } => (key, Some((file, *line)), format!("{edit} there")),
         ApplyError::Io { key, file, error } => {
             let folder = file.parent().unwrap_or(file).display();
             let remedy = match error.kind() {
@@ -427,19 +363,17 @@ fn apply_failed(error: &ApplyError) -> Diagnostic {
                 }
                 _ => format!("make {folder} writable, then do it again"),
             };
-            (key, Some(file), remedy)
+            (key, None, remedy)
         }
     };
 
-    let position = Position {
-        file: file
-            .map(|file| file.display().to_string())
-            .unwrap_or_default(),
+    let position = position.map(|(file, line)| Position {
+        file: file.display().to_string(),
+        line,
         ..Position::default()
-    };
-
+    });
     Diagnostic {
-        position,
+        position: position.unwrap_or_default(),
         ..diagnostic(key.object_ref(), error.to_string(), &remedy)
     }
 }

@@ -1,24 +1,27 @@
-//! Objects that users apply: one file each in the mesh's own state, or the user's own file, if it
-//! holds the object.
+//! Objects that users apply: one file each in the mesh's own state. A file of the user that holds
+//! the object is left alone unless the user allows the edit.
 //!
 //! The file source reads the state's directory like any other, so what is applied takes effect, and
 //! survives a restart, the same way as what is written with an editor.
 
+mod comments;
 mod edit;
+mod own;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 use std::{fs, io};
 
-use meltemi_api::{Object, ObjectKey, chunks, not_found, parse, to_yaml};
-use serde_json::Value;
+use meltemi_api::{Object, ObjectKey, not_found, parse};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::atomic;
 use crate::file::{Directory, readable_files};
 use edit::Located;
+use own::{document_text, file_name, stamped};
 
 /// Why an object could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -26,24 +29,39 @@ pub enum ApplyError {
     /// No file holds the object.
     #[error("{}", not_found(&.0.kind.resource(), &.0.namespace, &.0.name))]
     NotFound(ObjectKey),
-    /// It stands where it cannot be changed by program.
-    #[error("{key} is in {}, which has to be edited by hand: {reason}", file.display())]
+    /// A file of the user holds the object, and [`ChangeOptions::write`] is not set.
+    #[error("this object stands here, and files count before what is applied; nothing was changed")]
+    InUsersFile {
+        key: ObjectKey,
+        /// The user's file, and the line of the object's name in it.
+        file: PathBuf,
+        line: u32,
+    },
+    /// The document cannot be edited by program.
+    #[error("{reason}; nothing was changed")]
     NotEditable {
         key: ObjectKey,
-        /// Where it is.
+        /// The user's file, and the line of the object's name in it.
         file: PathBuf,
-        /// Why.
-        reason: String,
+        line: u32,
+        reason: &'static str,
     },
     /// Writing failed; nothing has changed.
     #[error("{} cannot be written: {error}; nothing was changed", file.display())]
     Io {
         key: ObjectKey,
-        /// Where.
         file: PathBuf,
-        /// Why.
         error: io::Error,
     },
+}
+
+/// What a call may change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ChangeOptions {
+    /// Change nothing; only say what would become of each object.
+    pub dry_run: bool,
+    /// Edit the user's own files where they hold the object.
+    pub write: bool,
 }
 
 /// What became of an object.
@@ -100,58 +118,126 @@ impl AppliedStore {
 
     /// Applies sound objects, one after the other; what fails keeps the others from nothing. `text`
     /// is what they were read from: what is kept are its lines, comments included.
-    pub fn apply(&self, objects: &[Object], text: &str) -> Vec<Result<Outcome, ApplyError>> {
+    pub fn apply(
+        &self,
+        objects: &[Object],
+        text: &str,
+        options: ChangeOptions,
+    ) -> Vec<Result<Outcome, ApplyError>> {
         let _turn = self.turn();
+        let mut users = UsersFiles::read(&self.users);
         objects
             .iter()
-            .map(|object| self.apply_object(object, text))
+            .map(|object| self.apply_object(object, text, &mut users, options))
             .collect()
     }
 
-    /// Removes an object from the file that holds it.
-    pub fn delete(&self, key: &ObjectKey) -> Result<Outcome, ApplyError> {
+    /// Removes an object: the applied one, and with [`ChangeOptions::write`] also the document of
+    /// every file of the user that holds it, since the next one would come into force. There is
+    /// one outcome for each file.
+    ///
+    /// # Errors
+    /// [`ApplyError::InUsersFile`] leaves the applied object alone, too.
+    pub fn delete(
+        &self,
+        key: &ObjectKey,
+        options: ChangeOptions,
+    ) -> Result<Vec<Outcome>, ApplyError> {
         let _turn = self.turn();
-        let (located, is_users) = self
-            .locate(key)
-            .ok_or_else(|| ApplyError::NotFound(key.clone()))?;
-        let rest = located.without(key)?;
-        let written = if rest.trim().is_empty() {
-            atomic::remove(&located.file)
-        } else {
-            write(&located.file, &rest)
-        };
+        let mut users = UsersFiles::read(&self.users);
+        let mut outcomes = Vec::new();
 
-        written.map_err(|error| ApplyError::Io {
-            key: key.clone(),
-            file: located.file.clone(),
-            error,
-        })?;
+        while let Some(located) = users.find(key) {
+            if !options.write {
+                return Err(located.in_users_file(key));
+            }
 
+            let rest = located.without(key)?;
+            let file = located.file().to_owned();
+            if !options.dry_run {
+                write(&file, &rest).map_err(|error| failed(key, &file, error))?;
+            }
+            users.replace(&file, rest);
+            outcomes.push(Outcome {
+                key: key.clone(),
+                action: Action::Deleted,
+                file,
+                is_users: true,
+            });
+        }
+
+        match self.delete_applied(key, options) {
+            Err(ApplyError::NotFound(_)) if !outcomes.is_empty() => {}
+            applied => outcomes.push(applied?),
+        }
+        Ok(outcomes)
+    }
+
+    /// Removes the applied objects that are wanted, whatever the user's files hold. There is one
+    /// answer for each.
+    pub fn delete_all(
+        &self,
+        is_wanted: impl Fn(&ObjectKey) -> bool,
+        options: ChangeOptions,
+    ) -> Vec<Result<Outcome, ApplyError>> {
+        let _turn = self.turn();
+        let keys = self.keys().into_iter().filter(is_wanted);
+        keys.map(|key| self.delete_applied(&key, options)).collect()
+    }
+
+    /// The keys of all applied objects, sound or not.
+    fn keys(&self) -> BTreeSet<ObjectKey> {
+        let texts = readable_files(&self.directory)
+            .into_iter()
+            .filter_map(|file| fs::read_to_string(file).ok());
+        texts
+            .flat_map(|text| {
+                let parsed = parse("", &text);
+                let sound = parsed.objects.iter().map(Object::key);
+                sound.chain(parsed.refused).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    fn delete_applied(
+        &self,
+        key: &ObjectKey,
+        options: ChangeOptions,
+    ) -> Result<Outcome, ApplyError> {
+        let file = self.directory.join(file_name(key));
+        if !file.exists() {
+            return Err(ApplyError::NotFound(key.clone()));
+        }
+
+        if !options.dry_run {
+            atomic::remove(&file).map_err(|error| failed(key, &file, error))?;
+        }
         Ok(Outcome {
             key: key.clone(),
             action: Action::Deleted,
-            file: located.file,
-            is_users,
+            file,
+            is_users: false,
         })
     }
 
-    fn apply_object(&self, object: &Object, text: &str) -> Result<Outcome, ApplyError> {
+    fn apply_object(
+        &self,
+        object: &Object,
+        text: &str,
+        users: &mut UsersFiles,
+        options: ChangeOptions,
+    ) -> Result<Outcome, ApplyError> {
         let key = object.key();
-        let document = document_text(object, text);
-        let held = self.locate(&key);
-        let (file, is_users) = match &held {
-            Some((located, is_users)) => (located.file.clone(), *is_users),
-            None => (self.directory.join(file_name(&key)), false),
-        };
+        if let Some(located) = users.find(&key) {
+            return self.apply_to_users_file(object, text, &located, users, options);
+        }
 
+        let file = self.directory.join(file_name(&key));
+        let held = Located::find_in(&file, &key);
+        let document = document_text(object, text);
         let (action, content) = match &held {
-            Some((located, _)) if located.says(object) => (Action::Unchanged, None),
-            // The user's own file says what the user writes.
-            Some((located, true)) => (
-                Action::Configured,
-                Some(located.with(&key, object, &document)?),
-            ),
-            Some((located, false)) => (
+            Some(located) if located.says(object) => (Action::Unchanged, None),
+            Some(located) => (
                 Action::Configured,
                 Some(stamped(object, &document, &located.created())),
             ),
@@ -161,33 +247,48 @@ impl AppliedStore {
             ),
         };
 
-        if let Some(content) = content {
-            write(&file, &content).map_err(|error| ApplyError::Io {
-                key: key.clone(),
-                file: file.clone(),
-                error,
-            })?;
+        if let Some(content) = content
+            && !options.dry_run
+        {
+            write(&file, &content).map_err(|error| failed(&key, &file, error))?;
         }
-
         Ok(Outcome {
             key,
             action,
             file,
-            is_users,
+            is_users: false,
         })
     }
 
-    /// Where an object is: users' directories first, as for the file source.
-    fn locate(&self, key: &ObjectKey) -> Option<(Located, bool)> {
-        for directory in &self.users {
-            for file in readable_files(directory) {
-                if let Some(located) = Located::find(&file, key) {
-                    return Some((located, true));
-                }
-            }
+    fn apply_to_users_file(
+        &self,
+        object: &Object,
+        text: &str,
+        located: &Located,
+        users: &mut UsersFiles,
+        options: ChangeOptions,
+    ) -> Result<Outcome, ApplyError> {
+        let key = object.key();
+        let file = located.file().to_owned();
+        let outcome = |action| Outcome {
+            key: key.clone(),
+            action,
+            file: file.clone(),
+            is_users: true,
+        };
+        if located.says(object) {
+            return Ok(outcome(Action::Unchanged));
         }
-        let own = self.directory.join(file_name(key));
-        Located::find(&own, key).map(|located| (located, false))
+        if !options.write {
+            return Err(located.in_users_file(&key));
+        }
+
+        let content = located.with(&key, object, &document_text(object, text))?;
+        if !options.dry_run {
+            write(&file, &content).map_err(|error| failed(&key, &file, error))?;
+        }
+        users.replace(&file, content);
+        Ok(outcome(Action::Configured))
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {
@@ -196,67 +297,52 @@ impl AppliedStore {
     }
 }
 
-/// The object's own lines of the text, comments included, where it has such; else new YAML.
-fn document_text(object: &Object, text: &str) -> String {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    if object.source.item.is_none()
-        && let Some(chunk) = chunks(text).get(object.source.document)
-    {
-        let lines = edit::body(&text[chunk.start..chunk.end]);
+/// The files of the user's directories in their order of precedence, read once for all objects of
+/// a call.
+struct UsersFiles(Vec<(PathBuf, String)>);
 
-        // JSON, several documents in a chunk, and an object whose namespace was given beside the
-        // text, are written anew.
-        let again = parse("", lines);
-        if !lines.trim_start().starts_with('{')
-            && again.objects.len() == 1
-            && again.objects[0] == *object
-        {
-            let mut lines = lines.trim_end().to_owned();
-            lines.push('\n');
-            return lines;
-        }
+impl UsersFiles {
+    fn read(directories: &[PathBuf]) -> Self {
+        let files = directories
+            .iter()
+            .flat_map(|directory| readable_files(directory));
+        Self(
+            files
+                .filter_map(|file| {
+                    let text = fs::read_to_string(&file).ok()?;
+                    Some((file, text))
+                })
+                .collect(),
+        )
     }
 
-    to_yaml(&object.raw)
+    /// The object's first place.
+    fn find(&self, key: &ObjectKey) -> Option<Located> {
+        self.0
+            .iter()
+            .find_map(|(file, text)| Located::find(file, text, key))
+    }
+
+    /// Takes in the new text of a file.
+    fn replace(&mut self, file: &Path, text: String) {
+        if let Some((_, held)) = self.0.iter_mut().find(|(path, _)| path == file) {
+            *held = text;
+        }
+    }
 }
 
-/// The document with the time of its object's creation, as an API server would have it: what the
-/// user says about that does not count.
-fn stamped(object: &Object, document: &str, created: &str) -> String {
-    let mut wanted = object.clone();
-    if let Some(metadata) = wanted
-        .raw
-        .get_mut("metadata")
-        .and_then(Value::as_object_mut)
-    {
-        metadata.insert("creationTimestamp".to_owned(), created.into());
+fn failed(key: &ObjectKey, file: &Path, error: io::Error) -> ApplyError {
+    ApplyError::Io {
+        key: key.clone(),
+        file: file.to_owned(),
+        error,
     }
+}
 
-    // A line of its own, where metadata is written in lines.
-    let metadata = document
-        .find("\nmetadata:\n")
-        .map(|at| at + "\nmetadata:\n".len());
-    let metadata = metadata.or_else(|| {
-        document
-            .starts_with("metadata:\n")
-            .then_some("metadata:\n".len())
-    });
-
-    if let (Some(at), None) = (metadata, &object.meta.creation) {
-        let indent: String = document[at..].chars().take_while(|c| *c == ' ').collect();
-        let text = format!(
-            "{}{indent}creationTimestamp: \"{created}\"\n{}",
-            &document[..at],
-            &document[at..]
-        );
-
-        let again = parse("", &text);
-        if again.objects.len() == 1 && again.objects[0] == wanted {
-            return text;
-        }
-    }
-
-    to_yaml(&wanted.raw)
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    // Through a link, so that the link stays.
+    let target = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+    atomic::write(&target, text.as_bytes())
 }
 
 /// Whole seconds, as an API server writes times.
@@ -266,40 +352,4 @@ fn rfc3339(at: SystemTime) -> String {
         .unwrap_or(at)
         .format(&Rfc3339)
         .unwrap_or_default()
-}
-
-fn write(file: &Path, text: &str) -> io::Result<()> {
-    // Through a link, so that the link stays.
-    let target = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
-    atomic::write(&target, text.as_bytes())
-}
-
-/// One name for each key, within what file systems take. A group may hold dots, as a name may: no
-/// name holds a plus.
-fn file_name(key: &ObjectKey) -> String {
-    let group = match key.kind.group() {
-        group if key.kind.is_mesh() || group.is_empty() => String::new(),
-        group => format!("+{}+", group.replace('/', "_")),
-    };
-
-    let readable = format!(
-        "{}{group}.{}.{}",
-        key.kind.word().to_ascii_lowercase(),
-        key.namespace,
-        key.name
-    );
-
-    if readable.len() <= 200 && !readable.contains('/') {
-        return format!("{readable}.yaml");
-    }
-    let start: String = readable.chars().filter(|c| *c != '/').take(150).collect();
-
-    format!("{start}-{:016x}.yaml", fnv1a(readable.as_bytes()))
-}
-
-/// FNV-1a, 64 bits (RFC 9923): the same in every release, since it names files.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }

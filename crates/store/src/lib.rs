@@ -17,7 +17,7 @@ mod delta;
 mod file;
 mod world;
 
-pub use applied::{Action, AppliedStore, ApplyError, Outcome};
+pub use applied::{Action, AppliedStore, ApplyError, ChangeOptions, Outcome};
 pub use delta::{Delta, SourceSender, SourceUpdate};
 pub use file::{Directory, FileSource, FileSourceOptions};
 pub use world::{Store, StoreBuilder, World};

@@ -5,12 +5,25 @@ mod harness;
 use std::time::Duration;
 
 use harness::{Mesh, nothing_more, proxy_node, update};
-use meltemi_admin_api::{Action, Client as Admin, ObjectSelector, SyncState};
+use meltemi_admin_api::{Action, ChangeOptions, Client as Admin, ObjectSelector, SyncState};
 use meltemi_ca::Caller;
 use meltemi_model::GatewayRef;
 use meltemi_proto::ca::{CertificateRequest, CertificateServiceClient};
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, NAME_TABLE, ROUTE};
 use meltemi_xds::{ClientEvent, Variant};
+
+const REAL: ChangeOptions = ChangeOptions {
+    dry_run: false,
+    write: false,
+};
+const DRY_RUN: ChangeOptions = ChangeOptions {
+    dry_run: true,
+    write: false,
+};
+const WRITE: ChangeOptions = ChangeOptions {
+    dry_run: false,
+    write: true,
+};
 
 const REVIEWS: &str = "outbound|9080||reviews.default.svc.cluster.local";
 
@@ -341,7 +354,7 @@ async fn objects_are_applied_shown_and_deleted() {
     };
 
     let dry = admin
-        .apply(harness::service("ratings"), "default", true)
+        .apply(harness::service("ratings"), "default", DRY_RUN)
         .await
         .expect("answers");
 
@@ -356,27 +369,45 @@ async fn objects_are_applied_shown_and_deleted() {
     );
 
     let applied = admin
-        .apply(harness::service("ratings"), "default", false)
+        .apply(harness::service("ratings"), "default", REAL)
         .await
         .expect("answers");
 
     assert!(applied.ok, "{applied:?}");
     assert_eq!(admin.objects(&which).await.expect("answers").items.len(), 1);
     let again = admin
-        .apply(harness::service("ratings"), "default", false)
+        .apply(harness::service("ratings"), "default", REAL)
         .await
         .expect("answers");
 
     assert_eq!(again.objects[0].action, Action::Unchanged);
 
-    // What a file of the user's holds is changed there, and the answer says which file.
+    // What a file of the user's holds is left alone, and changed there only if that is allowed.
     let labelled = harness::service("reviews").replace(
         "name: reviews\nspec",
         "name: reviews\n  labels: {tier: one}\nspec",
     );
 
+    for options in [DRY_RUN, REAL] {
+        let refused = admin
+            .apply(labelled.clone(), "default", options)
+            .await
+            .expect("answers");
+        assert!(
+            !refused.ok && refused.objects[0].action == Action::Refused,
+            "{refused:?}"
+        );
+        let place = &refused.diagnostics[0].position;
+        assert!(
+            place.file.ends_with("config/reviews.yaml") && place.line == 4,
+            "{place:?}"
+        );
+        assert!(refused.diagnostics[0].remedy.contains("--write"));
+    }
+    assert!(!mesh.read("reviews.yaml").contains("tier: one"));
+
     let changed = admin
-        .apply(labelled, "default", false)
+        .apply(labelled, "default", WRITE)
         .await
         .expect("answers");
 
@@ -399,7 +430,7 @@ async fn objects_are_applied_shown_and_deleted() {
     let admin = mesh.admin();
     mesh.ready().await;
     assert_eq!(admin.objects(&which).await.expect("answers").items.len(), 1);
-    let deleted = admin.delete(&which, false).await.expect("answers");
+    let deleted = admin.delete(&which, REAL).await.expect("answers");
     assert_eq!(deleted.objects[0].action, Action::Deleted);
     assert!(
         admin
@@ -409,6 +440,81 @@ async fn objects_are_applied_shown_and_deleted() {
             .items
             .is_empty()
     );
+
+    mesh.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleting_leaves_files_alone_and_all_means_all_that_was_applied() {
+    let mesh = Mesh::start().await;
+    let admin = mesh.admin();
+    let account = |namespace: &str, name: &str| {
+        format!(
+            "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, namespace: {namespace}}}\n"
+        )
+    };
+    let select = |kind: &str, ns: &str, name: &str| ObjectSelector {
+        kind: kind.into(),
+        ns: ns.into(),
+        name: name.into(),
+    };
+    let left = async || {
+        let all = admin.objects(&select("", "", "")).await.expect("answers");
+        let applied = all
+            .items
+            .into_iter()
+            .filter(|item| item.origin == meltemi_admin_api::Origin::Applied);
+        applied.map(|item| item.object.name).collect::<Vec<_>>()
+    };
+
+    // Applied, and then written into a file, which counts: deleting would bring the applied one
+    // into force.
+    for (namespace, name) in [("default", "a"), ("default", "b"), ("other", "c")] {
+        let text = account(namespace, name);
+        admin.apply(text, "default", REAL).await.expect("answers");
+    }
+    mesh.write("a.yaml", &account("default", "a"));
+    let a = select("sa", "default", "a");
+    let file_of = |list: meltemi_admin_api::ObjectList| list.items[0].position.file.clone();
+    while !file_of(admin.objects(&a).await.expect("answers")).ends_with("config/a.yaml") {
+        tokio::task::yield_now().await;
+    }
+    let refused = admin.delete(&a, REAL).await.expect("answers");
+    assert!(
+        !refused.ok && refused.diagnostics[0].position.line == 3,
+        "{refused:?}"
+    );
+    assert_eq!(mesh.read("a.yaml"), account("default", "a"));
+
+    // All of a kind in a namespace, then all.
+    let dry = admin
+        .delete_applied(&select("sa", "default", ""), DRY_RUN)
+        .await
+        .expect("answers");
+    assert_eq!(
+        (dry.objects.len(), left().await),
+        (2, vec!["b".to_owned(), "c".to_owned()])
+    );
+    let response = admin
+        .delete_applied(&select("sa", "default", ""), REAL)
+        .await
+        .expect("answers");
+    assert!(response.ok && response.objects.len() == 2, "{response:?}");
+    assert_eq!(left().await, ["c"]);
+    admin
+        .delete_applied(&select("", "", ""), REAL)
+        .await
+        .expect("answers");
+    assert!(left().await.is_empty());
+    assert_eq!(mesh.read("a.yaml"), account("default", "a"));
+
+    // Nothing that was applied is left behind the file's object.
+    let deleted = admin.delete(&a, WRITE).await.expect("answers");
+    assert!(
+        deleted.ok && deleted.objects[0].in_users_file,
+        "{deleted:?}"
+    );
+    assert!(admin.objects(&a).await.expect("answers").items.is_empty());
 
     mesh.shutdown().await;
 }
@@ -428,7 +534,7 @@ async fn the_gateways_of_two_groups_are_two_objects() {
     };
 
     let text = format!("{istio}---\n{kubernetes}");
-    let response = admin.apply(text, "default", false).await.expect("answers");
+    let response = admin.apply(text, "default", REAL).await.expect("answers");
     let created: Vec<String> = response
         .objects
         .iter()
@@ -454,7 +560,7 @@ async fn the_gateways_of_two_groups_are_two_objects() {
 
     // Each is deleted by its own name, and the other one stays.
     let deleted = admin
-        .delete(&select(kinds[0]), false)
+        .delete(&select(kinds[0]), REAL)
         .await
         .expect("answers");
     assert_eq!(deleted.objects[0].object.group, "");
@@ -517,16 +623,16 @@ async fn each_object_of_a_text_stands_for_itself() {
         "VirtualService/bad.default refused",
     ];
 
-    for dry_run in [true, false] {
+    for options in [DRY_RUN, REAL] {
         let response = admin
-            .apply(text.clone(), "default", dry_run)
+            .apply(text.clone(), "default", options)
             .await
             .expect("answers");
 
         assert_eq!(
             (response.ok, tell(&response)),
             (false, expected.map(str::to_owned).to_vec()),
-            "{dry_run}"
+            "{options:?}"
         );
 
         let codes: Vec<_> = response
@@ -571,7 +677,7 @@ async fn each_object_of_a_text_stands_for_itself() {
     // An unread kind is kept, told about, listed and deleted like any other; alone it is no
     // failure.
     let again = admin
-        .apply(route.to_owned(), "default", false)
+        .apply(route.to_owned(), "default", REAL)
         .await
         .expect("answers");
 
@@ -593,7 +699,7 @@ async fn each_object_of_a_text_stands_for_itself() {
     };
 
     assert_eq!(
-        admin.delete(&which, false).await.expect("answers").objects[0].action,
+        admin.delete(&which, REAL).await.expect("answers").objects[0].action,
         Action::Deleted
     );
 
@@ -617,7 +723,7 @@ async fn each_object_of_a_text_stands_for_itself() {
     };
 
     let error = admin
-        .delete(&gone, false)
+        .delete(&gone, REAL)
         .await
         .expect_err("it is not there");
 
@@ -640,7 +746,7 @@ async fn each_object_of_a_text_stands_for_itself() {
     };
 
     let error = admin
-        .delete(&nonsense, false)
+        .delete(&nonsense, REAL)
         .await
         .expect_err("no such kind");
 
@@ -653,7 +759,7 @@ async fn each_object_of_a_text_stands_for_itself() {
     );
 
     let empty = admin
-        .apply("# nothing\n".to_owned(), "default", false)
+        .apply("# nothing\n".to_owned(), "default", REAL)
         .await
         .expect("answers");
 
@@ -672,7 +778,7 @@ async fn what_is_built_into_the_mesh_cannot_be_configured() {
                 accessLogFile: /dev/stdout\n    trustDomain: example.org\n    banana: 1\n";
     let applied = mesh
         .admin()
-        .apply(text.to_owned(), "", false)
+        .apply(text.to_owned(), "", REAL)
         .await
         .expect("answers");
 
@@ -740,7 +846,7 @@ async fn what_the_mesh_brings_is_replaced_and_comes_back_but_pods_are_as_they_ar
         .await;
     let admin = mesh.admin();
     let text = format!("{}---\n{}", account("applied"), pod("10.44.0.9"));
-    let response = admin.apply(text, "default", false).await.expect("answers");
+    let response = admin.apply(text, "default", REAL).await.expect("answers");
     let actions: Vec<Action> = response
         .objects
         .iter()
@@ -781,7 +887,7 @@ async fn what_the_mesh_brings_is_replaced_and_comes_back_but_pods_are_as_they_ar
         name: "own".into(),
     };
 
-    let deleted = admin.delete(&which, false).await.expect("answers");
+    let deleted = admin.delete(&which, REAL).await.expect("answers");
     assert_eq!(
         (deleted.ok, deleted.objects[0].action),
         (true, Action::Deleted)
@@ -793,7 +899,7 @@ async fn what_the_mesh_brings_is_replaced_and_comes_back_but_pods_are_as_they_ar
     );
 
     assert_eq!(label(&mesh.world()).as_deref(), Some("brought"));
-    let refused = admin.delete(&which, false).await.expect("answers");
+    let refused = admin.delete(&which, REAL).await.expect("answers");
     assert_eq!(
         (refused.ok, refused.objects[0].action),
         (false, Action::Refused)
@@ -816,7 +922,7 @@ async fn the_oldest_applied_object_comes_first() {
     // As if it had been applied long ago: it is kept through a change, and counts before a lesser
     // name.
     admin
-        .apply(text("z"), "default", false)
+        .apply(text("z"), "default", REAL)
         .await
         .expect("answers");
 
@@ -838,13 +944,13 @@ async fn the_oldest_applied_object_comes_first() {
         .apply(
             text("z").replace("name: z}]", "name: again}]"),
             "default",
-            false,
+            REAL,
         )
         .await
         .expect("answers");
 
     admin
-        .apply(text("a"), "default", false)
+        .apply(text("a"), "default", REAL)
         .await
         .expect("answers");
 

@@ -139,16 +139,41 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
     assert_eq!(unknown.status.code(), Some(1));
     assert!(both(&unknown).contains("not found"), "{unknown:?}");
 
-    // An object that the directory holds is changed there, and the answer says where.
-    let output = apply(&mesh, &teapot("diary", 451));
+    // An object that the directory holds is the user's: the answer says where it stands.
+    let before = fs::read_to_string(mesh.config().join("diary.yaml")).expect("it is there");
+    for refused in [
+        apply(&mesh, &teapot("diary", 451)),
+        mesh.cli(&["delete", "vs/diary"]),
+        mesh.cli(&["delete", "vs/diary", "--dry-run"]),
+    ] {
+        let said = both(&refused);
+        assert!(
+            refused.status.code() == Some(1)
+                && said.contains("diary.yaml:4")
+                && said.contains("--write")
+                && !said.contains("virtualservice/diary"),
+            "{refused:?}"
+        );
+    }
+    let text = fs::read_to_string(mesh.config().join("diary.yaml")).expect("it is still there");
+    assert_eq!(text, before);
+
+    // With --write it is changed there.
+    mesh.write(
+        "diary.yaml",
+        &before.replace("418", "418 # short and stout"),
+    );
+    let file = mesh.path("applied.yaml").display().to_string();
+    fs::write(&file, teapot("diary", 451)).expect("a writable folder");
+    let said = mesh.cli_ok(&["apply", "--write", "-f", &file]);
     assert!(
-        output.status.success() && both(&output).contains("diary.yaml"),
-        "{output:?}"
+        said.contains("virtualservice/diary configured in"),
+        "{said}"
     );
 
     mesh.wait("the directory's object is changed", || diary(&mesh) == 451);
     let text = fs::read_to_string(mesh.config().join("diary.yaml")).expect("it is still there");
-    assert!(text.contains("451"), "{text}");
+    assert!(text.contains("451 # short and stout"), "{text}");
 
     // A refused object changes nothing and is told with its place.
     let output = apply(
@@ -205,10 +230,29 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
             .success()
     );
 
-    mesh.cli_ok(&["delete", "vs/diary"]);
+    mesh.cli_ok(&["delete", "vs/diary", "--write"]);
     mesh.wait("deleted from the directory", || diary(&mesh) == 200);
-    let left = fs::read_to_string(mesh.config().join("diary.yaml")).unwrap_or_default();
-    assert!(!left.contains("VirtualService"), "{left}");
+    let left = fs::read_to_string(mesh.config().join("diary.yaml")).expect("the file stays");
+    assert_eq!(left, "");
+
+    // All that was applied, and nothing else.
+    for name in ["ledger", "diary"] {
+        assert!(apply(&mesh, &teapot(name, 451)).status.success());
+    }
+    let said = mesh.cli_ok(&["delete", "--all"]);
+    assert!(
+        said.contains("virtualservice/diary deleted")
+            && said.contains("virtualservice/ledger deleted"),
+        "{said}"
+    );
+    mesh.wait("all is gone", || {
+        ledger(&mesh) == 200 && diary(&mesh) == 200
+    });
+    let again = mesh.cli(&["delete", "--all"]);
+    assert!(
+        again.status.success() && both(&again).contains("No applied objects found"),
+        "{again:?}"
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! One document of a file is changed or removed; every other byte of the file stays.
+//! One document of a file is changed or removed; its comments and every other byte of the file stay.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,12 +7,13 @@ use std::time::SystemTime;
 use meltemi_api::{Chunk, Object, ObjectKey, chunks, parse, to_yaml, value_of};
 use serde_json::Value;
 
+use super::comments::{around, with_comments_of};
 use super::{ApplyError, rfc3339};
 
 /// An object's place in a file.
 #[derive(Debug)]
 pub(super) struct Located {
-    pub file: PathBuf,
+    file: PathBuf,
     text: String,
     chunk: Chunk,
     /// If the document is a list, which item.
@@ -24,59 +25,79 @@ pub(super) struct Located {
 }
 
 impl Located {
-    /// Looks for an object in a file. An object that is there but faulty is found too: it is to be
-    /// replaced.
-    pub fn find(file: &Path, key: &ObjectKey) -> Option<Self> {
-        let text = fs::read_to_string(file).ok()?;
+    /// Looks for an object in a file of the disk.
+    pub fn find_in(file: &Path, key: &ObjectKey) -> Option<Self> {
+        Self::find(file, &fs::read_to_string(file).ok()?, key)
+    }
 
+    /// Looks for an object in the text of a file. An object that is there but faulty is found too:
+    /// it is to be replaced.
+    pub fn find(file: &Path, text: &str, key: &ObjectKey) -> Option<Self> {
         // Most files hold other objects; parsing each of them for every object would be quadratic.
         if !text.contains(&key.name) {
             return None;
         }
+
         let name = file.to_string_lossy();
-        for chunk in chunks(&text) {
+        let found = |chunk, item, held, neighbours| Self {
+            file: file.to_owned(),
+            text: text.to_owned(),
+            chunk,
+            item,
+            held,
+            neighbours,
+        };
+        for chunk in chunks(text) {
             let document = &text[chunk.start..chunk.end];
             if !document.contains(&key.name) {
                 continue;
             }
+
             let parsed = parse(&name, document);
             let neighbours = (parsed.objects.len() + parsed.refused.len()).saturating_sub(1);
             let held = parsed
                 .objects
                 .into_iter()
                 .find(|object| object.key() == *key);
-
             if let Some(held) = held {
-                return Some(Self {
-                    file: file.to_owned(),
-                    chunk,
-                    item: held.source.item,
-                    held: Some(held),
-                    neighbours,
-                    text: text.clone(),
-                });
+                return Some(found(chunk, held.source.item, Some(held), neighbours));
             }
 
-            let broken = parsed.unreadable == 1
+            let is_broken = parsed.unreadable == 1
                 && parsed
                     .diagnostics
                     .iter()
                     .any(|finding| finding.object == key.object_ref());
-
-            if parsed.refused.contains(key) || broken {
-                let item = list_index(document, key);
-                return Some(Self {
-                    file: file.to_owned(),
-                    chunk,
-                    item,
-                    held: None,
-                    neighbours,
-                    text: text.clone(),
-                });
+            if parsed.refused.contains(key) || is_broken {
+                return Some(found(chunk, list_index(document, key), None, neighbours));
             }
         }
 
         None
+    }
+
+    /// The file that holds the object.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The refusal to edit the user's file.
+    pub fn in_users_file(&self, key: &ObjectKey) -> ApplyError {
+        ApplyError::InUsersFile {
+            key: key.clone(),
+            file: self.file.clone(),
+            line: self.line(),
+        }
+    }
+
+    /// The line of the object's name in the file; that of its document where the object cannot be
+    /// read.
+    fn line(&self) -> u32 {
+        let within = self
+            .held
+            .as_ref()
+            .map_or(1, |held| held.source.position("metadata.name").line.max(1));
+        self.chunk.line + within - 1
     }
 
     /// The document's text, without its separator line.
@@ -112,7 +133,7 @@ impl Located {
             return self.rewrite(key, Some(&object.raw));
         }
         self.sole(key)?;
-        Ok(self.replace(document))
+        Ok(self.replace(&self.commented(key, document)?))
     }
 
     /// The file's text without the object.
@@ -122,19 +143,27 @@ impl Located {
         }
         self.sole(key)?;
         let (before, after) = (&self.text[..self.chunk.start], &self.text[self.chunk.end..]);
+        let comments = separator_comment(&self.text[self.chunk.start..self.chunk.end])
+            + &around(self.document());
 
         // The first document's separator would be left over in front of the next one.
-        let after = if before.trim().is_empty() {
+        let after = if before.trim().is_empty() && comments.is_empty() {
             body(after)
         } else {
             after
         };
 
-        Ok(format!("{before}{after}"))
+        Ok(format!("{before}{comments}{after}"))
+    }
+
+    /// The new document with the comments of the old one.
+    fn commented(&self, key: &ObjectKey, document: &str) -> Result<String, ApplyError> {
+        with_comments_of(self.document(), document)
+            .ok_or_else(|| self.not_editable(key, "the document here is not valid YAML"))
     }
 
     fn is_json(&self) -> bool {
-        self.document().trim_start().starts_with('{')
+        serde_json::from_str::<Value>(self.document()).is_ok()
     }
 
     fn sole(&self, key: &ObjectKey) -> Result<(), ApplyError> {
@@ -147,11 +176,12 @@ impl Located {
         ))
     }
 
-    fn not_editable(&self, key: &ObjectKey, reason: &str) -> ApplyError {
+    fn not_editable(&self, key: &ObjectKey, reason: &'static str) -> ApplyError {
         ApplyError::NotEditable {
             key: key.clone(),
             file: self.file.clone(),
-            reason: reason.to_owned(),
+            line: self.line(),
+            reason,
         }
     }
 
@@ -179,7 +209,7 @@ impl Located {
         let text = if self.is_json() {
             format!("{value:#}\n")
         } else {
-            to_yaml(&value)
+            self.commented(key, &to_yaml(&value))?
         };
 
         Ok(self.replace(&text))
@@ -211,6 +241,15 @@ pub(super) fn body(chunk: &str) -> &str {
         &rest[line_end..]
     } else {
         rest
+    }
+}
+
+/// The comment behind a chunk's `---`, as a line of its own.
+fn separator_comment(chunk: &str) -> String {
+    let line = chunk.lines().next().unwrap_or_default();
+    match line.strip_prefix("---").map(str::trim) {
+        Some(comment) if comment.starts_with('#') => format!("{comment}\n"),
+        _ => String::new(),
     }
 }
 

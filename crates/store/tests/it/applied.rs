@@ -3,12 +3,21 @@
 use std::fs;
 
 use meltemi_api::{Kind, ObjectKey, parse_in, validate};
-use meltemi_store::{Action, AppliedStore, ApplyError, Outcome};
+use meltemi_store::{Action, AppliedStore, ApplyError, ChangeOptions, Outcome};
 use meltemi_types::Severity;
 
 use crate::{Running, key, timeout, virtual_service};
 
-/// Applies the sound objects of a text, as the control plane does.
+const REAL: ChangeOptions = ChangeOptions {
+    dry_run: false,
+    write: false,
+};
+const WRITE: ChangeOptions = ChangeOptions {
+    dry_run: false,
+    write: true,
+};
+
+/// Applies the sound objects of a text, as the control plane does, to the user's files too.
 fn apply(store: &AppliedStore, text: &str, namespace: &str) -> Vec<Outcome> {
     let mut objects = parse_in("x.yaml", text, namespace).objects;
     objects.retain(|object| {
@@ -18,7 +27,7 @@ fn apply(store: &AppliedStore, text: &str, namespace: &str) -> Vec<Outcome> {
     });
 
     store
-        .apply(&objects, text)
+        .apply(&objects, text, WRITE)
         .into_iter()
         .map(|outcome| outcome.expect("written"))
         .collect()
@@ -77,12 +86,12 @@ async fn applied_objects_take_effect_and_survive() {
     let world = running.wait(|world| world.is_ready()).await;
     assert_eq!((timeout(&world, "a"), world.tables.len()), (Some(2), 2));
     assert_eq!(
-        store.delete(&key("a")).expect("deleted").action,
+        store.delete(&key("a"), REAL).expect("deleted")[0].action,
         Action::Deleted
     );
 
     assert!(matches!(
-        store.delete(&key("a")),
+        store.delete(&key("a"), REAL),
         Err(ApplyError::NotFound(_))
     ));
 
@@ -179,26 +188,133 @@ fn an_object_of_the_users_directory_is_changed_there() {
         0
     );
 
-    // A document that was broken by hand is the one that is replaced.
+    // A document that was broken by hand is left for that hand, since its comments cannot be told.
     let broken = before.replacen(&virtual_service("b", "1s"), &virtual_service("b", "["), 1);
     fs::write(&file, &broken).expect("written");
-    apply(&store, &virtual_service("b", "2s"), "default");
-    assert_eq!(fs::read_to_string(&file).expect("there"), expected);
+    let wanted = parse_in("x.yaml", &virtual_service("b", "2s"), "default").objects;
+    let refused = store.apply(&wanted, "", WRITE).remove(0);
+    assert!(
+        matches!(refused, Err(ApplyError::NotEditable { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(fs::read_to_string(&file).expect("there"), broken);
+    fs::write(&file, &expected).expect("written");
 
-    store.delete(&key("a")).expect("deleted");
+    // What is removed is the document; its neighbours' comments and the file stay.
+    store.delete(&key("a"), WRITE).expect("deleted");
     let rest = fs::read_to_string(&file).expect("there");
     assert_eq!(
         rest,
         format!(
-            "{}--- \n{}",
+            "# all of it\n# the second\n---   # mark\n{}--- \n{}",
             virtual_service("b", "2s"),
             virtual_service("c", "1s")
         )
     );
 
-    store.delete(&key("b")).expect("deleted");
-    store.delete(&key("c")).expect("deleted");
-    assert!(!file.exists());
+    store.delete(&key("b"), WRITE).expect("deleted");
+    store.delete(&key("c"), WRITE).expect("deleted");
+    let rest = fs::read_to_string(&file).expect("there");
+    assert_eq!(rest, "# all of it\n# the second\n# mark\n");
+    let parsed = meltemi_api::parse("", &rest);
+    assert!(
+        parsed.objects.is_empty() && parsed.diagnostics.is_empty(),
+        "{parsed:?}"
+    );
+}
+
+#[test]
+fn the_users_files_stay_as_they_are_unless_that_is_allowed() {
+    let root = tempfile::tempdir().expect("a directory");
+    let users = root.path().join("mine");
+    fs::create_dir(&users).expect("made");
+    let (file, second) = (users.join("a.yaml"), users.join("b.yaml"));
+    let text = format!(
+        "# head\n{}---\n{}",
+        virtual_service("z", "1s"),
+        virtual_service("a", "1s  # on-call, read runbook 17")
+    );
+    fs::write(&file, &text).expect("written");
+    fs::write(&second, virtual_service("a", "9s")).expect("written");
+
+    let own = root.path().join("applied");
+    let store = AppliedStore::open(&own, vec![]).expect("opened");
+    apply(&store, &virtual_service("a", "7s"), "default");
+    let store = AppliedStore::open(&own, vec![users]).expect("opened");
+
+    // Neither the file nor the applied object behind it changes, and the place is told.
+    let wanted = parse_in("x.yaml", &virtual_service("a", "2s"), "default").objects;
+    let place = |error: ApplyError| match error {
+        ApplyError::InUsersFile { file, line, .. } => (file, line),
+        other => panic!("{other}"),
+    };
+    let line = text
+        .lines()
+        .position(|line| line.contains("name: a"))
+        .expect("a line")
+        + 1;
+    let expected = (file.clone(), u32::try_from(line).expect("small"));
+    for dry_run in [true, false] {
+        let options = ChangeOptions { dry_run, ..REAL };
+        let mut applied = store.apply(&wanted, "", options);
+        assert_eq!(place(applied.remove(0).expect_err("refused")), expected);
+        assert_eq!(
+            place(store.delete(&key("a"), options).expect_err("refused")),
+            expected
+        );
+    }
+    assert_eq!(fs::read_to_string(&file).expect("there"), text);
+    assert_eq!(fs::read_dir(&own).expect("there").count(), 1);
+
+    // Allowed: the comment stays.
+    let outcome = apply(&store, &virtual_service("a", "2s"), "default").remove(0);
+    assert_eq!(
+        (outcome.action, outcome.is_users),
+        (Action::Configured, true)
+    );
+    let expected = text.replace("1s  # on-call", "2s # on-call");
+    assert_eq!(fs::read_to_string(&file).expect("there"), expected);
+
+    // Deleted from every file that holds it, and what was applied with them.
+    let dry = ChangeOptions {
+        dry_run: true,
+        ..WRITE
+    };
+    for options in [dry, WRITE] {
+        let outcomes = store.delete(&key("a"), options).expect("deleted");
+        let files: Vec<bool> = outcomes.iter().map(|outcome| outcome.is_users).collect();
+        assert_eq!(files, [true, true, false]);
+    }
+    assert!(
+        !fs::read_to_string(&file)
+            .expect("there")
+            .contains("name: a")
+    );
+    assert_eq!(fs::read_to_string(&second).expect("still there"), "");
+    assert_eq!(fs::read_dir(&own).expect("there").count(), 0);
+}
+
+#[test]
+fn all_applied_objects_are_deleted_broken_ones_among_them() {
+    let root = tempfile::tempdir().expect("a directory");
+    let own = root.path().join("applied");
+    let store = AppliedStore::open(&own, vec![]).expect("opened");
+    for name in ["a", "b"] {
+        apply(&store, &virtual_service(name, "1s"), "default");
+    }
+    let broken = apply(&store, &virtual_service("c", "1s"), "other")
+        .remove(0)
+        .file;
+    let text = fs::read_to_string(&broken)
+        .expect("there")
+        .replace("hosts:", "hoosts: x\n  hosts:");
+    fs::write(&broken, text).expect("written");
+
+    let deleted = store.delete_all(|key| key.namespace == "default", REAL);
+    assert_eq!(deleted.len(), 2);
+    assert_eq!(fs::read_dir(&own).expect("there").count(), 1);
+    assert_eq!(store.delete_all(|_| true, REAL).len(), 1);
+    assert_eq!(fs::read_dir(&own).expect("there").count(), 0);
 }
 
 #[test]
@@ -304,7 +420,7 @@ fn lists_json_and_links_are_changed_too() {
     );
 
     store
-        .delete(&ObjectKey::new(Kind::ServiceAccount, "default", "x"))
+        .delete(&ObjectKey::new(Kind::ServiceAccount, "default", "x"), WRITE)
         .expect("deleted");
     let keys: Vec<String> = meltemi_api::parse(
         "",
