@@ -91,6 +91,8 @@ pub struct ProxyStatus {
     pub types: Vec<TypeSync>,
     /// Resources that the proxy rejects now.
     pub rejections: Vec<Rejection>,
+    /// Paths of the access logs that the configuration wants of this proxy.
+    pub access_logs: Vec<String>,
     /// Diagnostics about resources that translation left out for this proxy.
     pub diagnostics: Vec<Diagnostic>,
 }

@@ -4,6 +4,7 @@
 //! kubectl's. Commands that start processes (`demo`, `up`, `proxy`) are only parsed here; the
 //! binary carries them out. Imports nothing of the data path.
 
+mod access_log;
 pub mod args;
 mod candidates;
 mod columns;

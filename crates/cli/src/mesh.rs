@@ -25,6 +25,18 @@ impl Mesh {
         }
     }
 
+    /// The words that address this mesh on a command line, without the command.
+    pub(crate) fn command(&self) -> String {
+        let mut words = "meltemi".to_owned();
+        if self.name != "default" {
+            _ = write!(words, " --mesh {}", self.name);
+        }
+        if self.run_dir != meltemi_node::config::run_dir(&self.name) {
+            _ = write!(words, " --run-dir {}", self.run_dir.display());
+        }
+        words
+    }
+
     /// A client of the control plane.
     pub(crate) fn control(&self) -> Client {
         Client::unix(self.run_dir.join("control.sock"))

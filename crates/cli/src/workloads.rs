@@ -10,6 +10,7 @@ use meltemi_node::api::{Run, Target, WorkloadStatus};
 use meltemi_node::{ClientError, ProxyKind, WorkloadKey};
 use meltemi_types::Labels;
 
+use crate::access_log;
 use crate::args::{ExecArgs, LogsArgs, RunArgs, StopArgs, WorkloadArgs};
 use crate::mesh::Mesh;
 use crate::names;
@@ -120,6 +121,10 @@ pub(crate) async fn logs(mesh: &Mesh, args: LogsArgs) -> Result<i32> {
     let tail = usize::try_from(args.tail).ok();
     let print = async {
         let target = target(&args.namespace, &args.workload);
+        // What is followed has no end at which a note could stand.
+        if args.follow {
+            access_log::note_missing(mesh, &target, proxy).await;
+        }
         if args.previous {
             let mut output = mesh.node().logs(target, proxy, None, false).await?;
             let mut all = Vec::new();
@@ -135,12 +140,16 @@ pub(crate) async fn logs(mesh: &Mesh, args: LogsArgs) -> Result<i32> {
             });
         }
 
-        let mut output = mesh.node().logs(target, proxy, tail, args.follow).await?;
+        let mut output = mesh
+            .node()
+            .logs(target.clone(), proxy, tail, args.follow)
+            .await?;
         while let Some(piece) = output.output().await? {
             if let Err(error) = bytes(&piece) {
                 return Ok(Err(error));
             }
         }
+        access_log::note_missing(mesh, &target, proxy).await;
 
         Ok(Ok(0))
     };

@@ -197,12 +197,14 @@ impl Api {
                 StatusCode::OK,
                 &self.status(&world, is_true(&of("versions"))),
             ),
-            (&Method::GET, "/debug/syncz") => {
-                json(StatusCode::OK, &status::syncz(&self.connections))
-            }
-            (&Method::GET, "/debug/proxies") => {
-                json(StatusCode::OK, &status::proxies(&self.connections, true))
-            }
+            (&Method::GET, "/debug/syncz") => json(
+                StatusCode::OK,
+                &status::syncz(&self.connections, &world.snapshot),
+            ),
+            (&Method::GET, "/debug/proxies") => json(
+                StatusCode::OK,
+                &status::proxies(&self.connections, &world.snapshot, true),
+            ),
             (&Method::GET, "/debug/config_dump") => match self.config_dump(&of("proxyID")) {
                 Ok(dump) => json(StatusCode::OK, &dump),
                 Err(reason) => error(StatusCode::NOT_FOUND, &reason),
@@ -284,7 +286,7 @@ impl Api {
             started_at_ms: self.started_at_ms,
             ready: world.is_ready(),
             objects,
-            proxies: status::proxies(&self.connections, with_versions),
+            proxies: status::proxies(&self.connections, &world.snapshot, with_versions),
             certificates: self.issued.valid(),
             diagnostics: world.diagnostics.to_vec(),
         }

@@ -1,13 +1,14 @@
 //! The status of every connected proxy, as the DTOs of `admin-api`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use meltemi_admin_api::{ProxyStatus, Rejection, SyncState, SyncStatus, TypeSync};
+use meltemi_model::{Snapshot, WorkloadMode};
 use meltemi_proto::type_url;
-use meltemi_translate::ProxyKind;
+use meltemi_translate::{Proxy, ProxyKind};
 use meltemi_types::printable;
 use meltemi_xds::{ResourceStatus, TypeStatus};
 
@@ -15,10 +16,14 @@ use crate::metrics::reject_label;
 use crate::push::{Connection, Connections};
 
 /// All proxies, by id. The streams of one proxy (its own and its agent's) are one entry.
-pub(crate) fn proxies(connections: &Connections, with_versions: bool) -> Vec<ProxyStatus> {
+pub(crate) fn proxies(
+    connections: &Connections,
+    snapshot: &Snapshot,
+    with_versions: bool,
+) -> Vec<ProxyStatus> {
     let mut all: BTreeMap<String, ProxyStatus> = BTreeMap::new();
     for connection in connections.all() {
-        let new = proxy(&connection, with_versions);
+        let new = proxy(&connection, snapshot, with_versions);
         match all.get_mut(&new.id) {
             None => _ = all.insert(new.id.clone(), new),
             Some(held) => merge(held, new),
@@ -50,7 +55,7 @@ fn merge(held: &mut ProxyStatus, mut new: ProxyStatus) {
     held.rejections.append(&mut new.rejections);
 }
 
-fn proxy(connection: &Arc<Connection>, with_versions: bool) -> ProxyStatus {
+fn proxy(connection: &Arc<Connection>, snapshot: &Snapshot, with_versions: bool) -> ProxyStatus {
     let proxy = &connection.proxy;
     let status = connection.session.status();
     let types: Vec<TypeSync> = status
@@ -85,9 +90,21 @@ fn proxy(connection: &Arc<Connection>, with_versions: bool) -> ProxyStatus {
             .max()
             .unwrap_or(SyncState::NotSent),
         rejections: status.iter().flat_map(rejections).collect(),
+        access_logs: access_logs(snapshot, proxy),
         diagnostics: connection.diagnostics(),
         types,
     }
+}
+
+/// Paths of the access logs of both sides of a proxy.
+fn access_logs(snapshot: &Snapshot, proxy: &Proxy) -> Vec<String> {
+    let modes = [WorkloadMode::Client, WorkloadMode::Server];
+    let paths: BTreeSet<String> = modes
+        .into_iter()
+        .flat_map(|mode| snapshot.access_logs(&proxy.namespace, &proxy.labels, mode))
+        .map(|log| log.path)
+        .collect();
+    paths.into_iter().collect()
 }
 
 fn kind(kind: ProxyKind) -> &'static str {
@@ -186,8 +203,8 @@ fn digest(status: &TypeStatus, version: impl Fn(&ResourceStatus) -> &Option<Arc<
 }
 
 /// In Istio's shape.
-pub(crate) fn syncz(connections: &Connections) -> Vec<SyncStatus> {
-    let merged = proxies(connections, false);
+pub(crate) fn syncz(connections: &Connections, snapshot: &Snapshot) -> Vec<SyncStatus> {
+    let merged = proxies(connections, snapshot, false);
     let all = connections.all();
     merged
         .into_iter()

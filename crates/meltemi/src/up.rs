@@ -23,7 +23,6 @@ macro_rules! complain {
 const DEMO: &[(&str, &str)] = &[
     ("bookinfo.yaml", include_str!("../demo/bookinfo.yaml")),
     ("gateway.yaml", include_str!("../demo/gateway.yaml")),
-    ("mesh.yaml", include_str!("../demo/mesh.yaml")),
 ];
 const DEMO_IMAGES: &str = include_str!("../demo/images.yaml");
 

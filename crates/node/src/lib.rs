@@ -50,6 +50,7 @@ mod run_files;
 mod run_services;
 mod sandbox;
 mod services;
+mod settings;
 mod spec;
 mod supervise;
 mod supervised;

@@ -32,7 +32,8 @@ use crate::relay::Relay;
 use crate::resolver::Resolver;
 use crate::services::Services;
 use crate::{
-    control, gateways, host_sockets, image_files, kernel, links, objects, relay, reporter, services,
+    control, gateways, host_sockets, image_files, kernel, links, objects, relay, reporter,
+    services, settings,
 };
 
 /// Exit code of a node whose channel to the supervisor closed.
@@ -113,6 +114,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         },
     )?;
 
+    std::fs::write(config.objects_dir().join("mesh.yaml"), settings::OBJECTS)?;
     let view = objects::ConfigView::start(&config).context("reading the configuration")?;
     let mut worlds = view.worlds();
     worlds

@@ -60,6 +60,8 @@ pub(crate) fn control(args: ControlArgs) -> Result<i32> {
 
     // The node's capture rules redirect to the default ports, so MeshConfig must not change them.
     options.build.mesh_fixed = vec![FixedField::ListenPort, FixedField::InboundListenPort];
+    // One machine is a place to try: every request shows in the log unless the user says otherwise.
+    Arc::make_mut(&mut options.build.mesh_defaults).access_log_file = "/dev/stdout".to_owned();
     options.secure.set_ip(args.address);
     options.plaintext = args.plaintext.then_some((args.address, 15010).into());
     options.http = Some((args.address, 15014).into());

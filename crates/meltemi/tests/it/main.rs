@@ -12,6 +12,7 @@ mod edge;
 mod egress;
 mod envoy;
 mod ext_authz;
+mod first_hour;
 mod foreign;
 mod http;
 mod istio;
