@@ -19,7 +19,9 @@ use self::piped::PipedBody;
 use crate::http1::body::{BodyError, BodyReader};
 use crate::http1::input::Input;
 use crate::http2::heads;
+use crate::http2::send::BodySender;
 use crate::io::Io;
+use crate::stalls::Stalls;
 
 /// A piece of payload, lent by the reader's buffer or owned.
 #[derive(Debug)]
@@ -112,6 +114,16 @@ impl<'a> BodyIn<'a> {
             Self::H1(body) => body.reader.is_done(),
             Self::H2(body) => body.stream.is_end_stream(),
             Self::Piped(body) => body.is_empty(),
+        }
+    }
+
+    /// Whether the rest of the body waits in this process while nobody reads it. An HTTP/1.1 peer
+    /// waits with it.
+    fn waits_here(&self) -> bool {
+        match self {
+            Self::H2(_) => true,
+            Self::Piped(body) => body.waits_here(),
+            Self::Empty | Self::H1(_) => false,
         }
     }
 
@@ -263,7 +275,7 @@ pub enum BodyOut<'a> {
         is_bodyless: bool,
     },
     /// To an HTTP/2 stream.
-    H2(h2::SendStream<Bytes>),
+    H2(BodySender),
 }
 
 impl BodyOut<'_> {
@@ -303,7 +315,7 @@ impl BodyOut<'_> {
                 head.clear();
                 Ok(())
             }
-            Self::H2(stream) => send_h2(stream, data.into_bytes()).await,
+            Self::H2(sender) => sender.send(data.into_bytes()).await,
         }
     }
 
@@ -350,10 +362,7 @@ impl BodyOut<'_> {
                 }
                 Ok(())
             }
-            Self::H2(stream) => match trailers {
-                Some(trailers) => stream.send_trailers(trailers).map_err(gone),
-                None => stream.send_data(Bytes::new(), true).map_err(gone),
-            },
+            Self::H2(sender) => sender.finish(trailers),
         }
     }
 
@@ -362,16 +371,14 @@ impl BodyOut<'_> {
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         match self {
             Self::Discard | Self::H1 { .. } => Poll::Pending,
-            Self::H2(stream) => stream
-                .poll_reset(cx)
-                .map(|reset| gone(reset.map_or_else(|error| error, Into::into))),
+            Self::H2(sender) => sender.poll_gone(cx),
         }
     }
 
     /// Breaks the body off, so that the peer cannot take it for whole.
     pub fn abort(&mut self, reason: h2::Reason) {
-        if let Self::H2(stream) = self {
-            stream.send_reset(reason);
+        if let Self::H2(sender) = self {
+            sender.reset(reason);
         }
     }
 }
@@ -387,33 +394,6 @@ fn chunk_size(n: usize, digits: &mut [u8; 18]) -> &[u8] {
             return &digits[at..];
         }
     }
-}
-
-fn gone(error: h2::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, error)
-}
-
-/// Sends within the peer's flow control.
-async fn send_h2(stream: &mut h2::SendStream<Bytes>, mut bytes: Bytes) -> io::Result<()> {
-    while !bytes.is_empty() {
-        stream.reserve_capacity(bytes.len());
-        let n = match stream.capacity() {
-            0 => match poll_fn(|cx| stream.poll_capacity(cx)).await {
-                Some(Ok(n)) => n,
-                Some(Err(error)) => return Err(gone(error)),
-                None => return Err(io::ErrorKind::BrokenPipe.into()),
-            },
-            n => n,
-        };
-
-        if n == 0 {
-            continue;
-        }
-        let piece = bytes.split_to(n.min(bytes.len()));
-        stream.send_data(piece, false).map_err(gone)?;
-    }
-
-    Ok(())
 }
 
 /// A copy of a body's beginning, for a second attempt or a mirror.
@@ -458,16 +438,34 @@ impl Tee {
     }
 }
 
-/// Moves a body from one side to the other, to its end; `messages` counts those of gRPC, where
-/// somebody asked.
+/// What looks on while [`pump`] moves a body.
+#[derive(Clone, Copy)]
+pub struct Flow<'a> {
+    /// Counts the bytes.
+    pub moved: &'a Cell<u64>,
+    /// Counts the messages of gRPC, where a metric wants them.
+    pub messages: Option<&'a Cell<MessageCount>>,
+    /// Keeps a copy of the body's beginning.
+    pub tee: Option<&'a RefCell<Tee>>,
+    /// Bounds the bodies that wait for a reader.
+    pub stalls: &'a Stalls,
+}
+
+/// Moves a body from one side to the other, to its end.
 pub async fn pump(
     from: &mut BodyIn<'_>,
     to: &mut BodyOut<'_>,
-    moved: &Cell<u64>,
-    messages: Option<&Cell<MessageCount>>,
-    tee: Option<&RefCell<Tee>>,
+    flow: Flow<'_>,
     on_trailers: impl FnOnce(&mut HeaderMap),
 ) -> Result<(), PumpError> {
+    let Flow {
+        moved,
+        messages,
+        tee,
+        stalls,
+    } = flow;
+    let may_stall = from.waits_here();
+
     loop {
         let ended = {
             let mut next = pin!(from.next());
@@ -497,7 +495,12 @@ pub async fn pump(
                     if let Some(tee) = tee {
                         tee.borrow_mut().see(data.as_slice());
                     }
-                    to.data(data).await.map_err(PumpError::Write)?;
+                    let write = to.data(data);
+                    let written = match may_stall {
+                        true => stalls.watch(write).await.map_err(PumpError::Read)?,
+                        false => write.await,
+                    };
+                    written.map_err(PumpError::Write)?;
                     false
                 }
                 None => true,

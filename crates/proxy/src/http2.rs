@@ -5,6 +5,7 @@ pub mod client;
 pub mod heads;
 pub mod meter;
 mod resets;
+pub mod send;
 pub mod server;
 
 use std::time::Duration;

@@ -41,6 +41,7 @@ mod report;
 mod respond;
 mod router;
 mod series;
+mod stalls;
 mod start;
 mod steps;
 mod tcp;

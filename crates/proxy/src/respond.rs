@@ -3,9 +3,9 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use meltemi_filters::head::{Known, ResponseHead};
 use meltemi_net::Buffers;
 
@@ -13,6 +13,7 @@ use crate::body::{BodyIn, BodyOut};
 use crate::downstream::Downstream;
 use crate::http1::codec;
 use crate::http2::heads;
+use crate::http2::send::{BodySender, Piece, SendBudget};
 use crate::io::Io;
 
 /// Where a response goes.
@@ -21,7 +22,7 @@ pub enum Responder<'a> {
     /// To an HTTP/1.1 connection.
     H1(H1Responder<'a>),
     /// To an HTTP/2 stream.
-    H2(h2::server::SendResponse<Bytes>),
+    H2(H2Responder),
 }
 
 /// See [`Responder::H1`].
@@ -38,6 +39,14 @@ pub struct H1Responder<'a> {
     pub http10: bool,
     /// Spare buffers.
     pub buffers: &'a Buffers,
+}
+
+/// See [`Responder::H2`].
+#[derive(Debug)]
+pub struct H2Responder {
+    pub respond: h2::server::SendResponse<Piece>,
+    /// Of the stream's connection.
+    pub budget: Rc<SendBudget>,
 }
 
 /// The body that comes after a response head.
@@ -106,13 +115,13 @@ impl<'a> Responder<'a> {
             }
             Self::H2(to) => {
                 let end = framing != BodyFraming::Body;
-                let sent = to.send_response(heads::response_to(head), end);
+                let sent = to.respond.send_response(heads::response_to(head), end);
                 let stream =
                     sent.map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error))?;
                 Ok(if end {
                     BodyOut::Discard
                 } else {
-                    BodyOut::H2(stream)
+                    BodyOut::H2(BodySender::new(stream, to.budget.clone()))
                 })
             }
         }
@@ -135,7 +144,7 @@ impl<'a> Responder<'a> {
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::H1(_) => Poll::Pending,
-            Self::H2(to) => to.poll_reset(cx).map(|_| ()),
+            Self::H2(to) => to.respond.poll_reset(cx).map(|_| ()),
         }
     }
 

@@ -92,6 +92,7 @@ pub async fn forward(
         clocks: &clocks,
         router,
         tee: tee.as_ref(),
+        stalls: &exchange.worker.stalls,
         hash,
         has_body,
     };

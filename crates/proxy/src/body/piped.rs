@@ -67,6 +67,10 @@ impl<'a> PipedBody<'a> {
         }
     }
 
+    pub(super) fn waits_here(&self) -> bool {
+        self.rest.waits_here()
+    }
+
     pub(super) async fn next(&mut self) -> Result<Option<Data<'_>>, BodyError> {
         if !self.held.is_empty() {
             return Ok(Some(Data::Owned(std::mem::take(&mut self.held))));

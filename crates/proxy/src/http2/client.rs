@@ -5,15 +5,20 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::meter::{Alarm, Metered};
+use super::send::{BodySender, Piece, SendBudget, WorkerBudget};
 use super::{PING_TIMEOUT, REMEMBERED_RESETS, keep_alive, small_frames};
 use crate::http1::codec::MAX_ANSWER_HEAD;
 use crate::io::Stream;
+
+/// Window of an upstream connection where configuration says nothing. It is shared by the streams of
+/// many clients, and those that read nothing must not stop the others: [`crate::stalls`] bounds what
+/// waits. Source: Envoy's default.
+const CONNECTION_WINDOW: u32 = 256 * 1024 * 1024;
 
 /// Settings of upstream connections.
 #[derive(Debug, Clone)]
@@ -34,7 +39,7 @@ impl Default for H2Settings {
     fn default() -> Self {
         Self {
             stream_window: 256 * 1024,
-            connection_window: 1024 * 1024,
+            connection_window: CONNECTION_WINDOW,
             head_bytes: MAX_ANSWER_HEAD,
             keepalive_interval: None,
             keepalive_timeout: PING_TIMEOUT,
@@ -45,7 +50,8 @@ impl Default for H2Settings {
 /// A connection. Dropping the last handle ends it once its streams have ended.
 #[derive(Debug)]
 pub struct H2Connection {
-    send: SendRequest<Bytes>,
+    send: SendRequest<Piece>,
+    budget: Rc<SendBudget>,
     state: Rc<State>,
     driver: JoinHandle<()>,
     /// Requests that it has carried.
@@ -77,6 +83,7 @@ impl H2Connection {
     pub async fn start<G: std::fmt::Debug + 'static>(
         stream: Stream,
         settings: &H2Settings,
+        budget: WorkerBudget,
         freed: Rc<Notify>,
         guard: G,
     ) -> io::Result<Rc<Self>> {
@@ -95,7 +102,7 @@ impl H2Connection {
         let alarm = Rc::new(Alarm::default());
         let watched = Metered::upstream(stream, alarm.clone());
         let (send, mut connection) = builder
-            .handshake::<_, Bytes>(watched)
+            .handshake::<_, Piece>(watched)
             .await
             .map_err(other)?;
 
@@ -128,6 +135,7 @@ impl H2Connection {
 
         Ok(Rc::new(Self {
             send,
+            budget: SendBudget::new(budget),
             state,
             driver,
             requests: Cell::new(0),
@@ -160,7 +168,7 @@ impl H2Connection {
         &self,
         request: http::Request<()>,
         end: bool,
-    ) -> Result<(ResponseFuture, h2::SendStream<Bytes>, ActiveStream), h2::Error> {
+    ) -> Result<(ResponseFuture, BodySender, ActiveStream), h2::Error> {
         self.state.active.set(self.state.active.get() + 1);
         let active = ActiveStream(self.state.clone());
         let mut send = match self.send.clone().ready().await {
@@ -175,6 +183,7 @@ impl H2Connection {
         let (response, body) = send.send_request(request, end)?;
         self.requests.set(self.requests.get() + 1);
 
+        let body = BodySender::new(body, self.budget.clone());
         Ok((response, body, active))
     }
 

@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::server::{Builder, Connection};
 use meltemi_filters::head::{RequestHead, reason};
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
@@ -18,18 +17,21 @@ use tokio::time::Instant;
 
 use super::meter::{Alarm, Metered};
 use super::resets::Resets;
+use super::send::{Piece, SendBudget};
 use super::{PING_TIMEOUT, REMEMBERED_RESETS, heads, keep_alive, small_frames};
 use crate::body::BodyIn;
 use crate::downstream::Downstream;
 use crate::exchange::state::Ended;
 use crate::exchange::{self, Incoming};
-use crate::respond::Responder;
+use crate::respond::{H2Responder, Responder};
 use crate::timer::sleep_until;
 use crate::worker::Worker;
 
 /// Streams at a time where configuration says nothing. Envoy's own default is 2^31-1, which lets
 /// one peer hold everything; its edge guidance is 100.
 const MAX_STREAMS: u32 = 100;
+/// RFC 9113 §6.9.1.
+const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// Streams that the peer opened and reset before we looked at them. Rapid reset: beyond it the
 /// connection ends with ENHANCE_YOUR_CALM.
 const MAX_PENDING_RESETS: usize = 50;
@@ -82,7 +84,15 @@ impl Drop for ActiveGuard {
 fn builder(http: &HttpConnectionManager, is_mesh_peer: bool) -> Builder {
     let options = &http.http2;
     let stream_window = options.initial_stream_window.unwrap_or(256 * 1024);
-    let connection_window = options.initial_connection_window.unwrap_or(1024 * 1024);
+    // A peer of the mesh carries the streams of many clients: an upload that nobody reads must not
+    // stop the others. A client's own uploads may wait for each other.
+    let connection_window = options
+        .initial_connection_window
+        .unwrap_or(match is_mesh_peer {
+            true => stream_window.saturating_mul(MAX_STREAMS),
+            false => 1024 * 1024,
+        })
+        .min(MAX_WINDOW);
     let mut builder = Builder::new();
 
     // The codec's own limit is kept for streams that are reset because of the peer's errors
@@ -108,7 +118,8 @@ struct Session<S> {
     worker: Rc<Worker>,
     conn: Rc<Downstream>,
     http: Arc<HttpConnectionManager>,
-    connection: Connection<Metered<S>, Bytes>,
+    connection: Connection<Metered<S>, Piece>,
+    budget: Rc<SendBudget>,
     streams: Rc<Streams>,
     alarm: Rc<Alarm>,
     /// It was told to go, and takes no more streams than those that cross the GOAWAY.
@@ -136,7 +147,7 @@ where
     };
     let alarm = Rc::new(Alarm::default());
     let handshake = builder(&http, conn.info.is_mesh_peer())
-        .handshake(Metered::downstream(stream, alarm.clone()));
+        .handshake::<_, Piece>(Metered::downstream(stream, alarm.clone()));
     let limit = http
         .request_headers_timeout
         .or(http.idle_timeout)
@@ -146,6 +157,7 @@ where
         return;
     };
     let mut session = Session {
+        budget: SendBudget::new(worker.send_budget.clone()),
         worker,
         conn,
         http,
@@ -226,9 +238,11 @@ where
     fn start(
         &mut self,
         request: http::Request<h2::RecvStream>,
-        respond: h2::server::SendResponse<Bytes>,
+        respond: h2::server::SendResponse<Piece>,
     ) -> Result<(), &'static str> {
         let (streams, conn) = (self.streams.clone(), self.conn.clone());
+        let budget = self.budget.clone();
+        let responder = H2Responder { respond, budget };
         streams.active.set(streams.active.get() + 1);
         streams.resets.borrow_mut().open(std::time::Instant::now());
         if streams.resets.borrow().is_flood() {
@@ -253,7 +267,7 @@ where
 
         tokio::task::spawn_local(async move {
             let since = Instant::now();
-            let ended = serve_stream(worker, conn, request, respond).await;
+            let ended = serve_stream(worker, conn, request, responder).await;
             if ended == Ended::Gone && since.elapsed() < ABANDONED_WITHIN {
                 guard.0.resets.borrow_mut().abandon();
             }
@@ -322,7 +336,7 @@ async fn serve_stream(
     worker: Rc<Worker>,
     conn: Rc<Downstream>,
     request: http::Request<h2::RecvStream>,
-    respond: h2::server::SendResponse<Bytes>,
+    responder: H2Responder,
 ) -> Ended {
     let view = worker.view_of(&conn);
     let limit = view
@@ -332,7 +346,7 @@ async fn serve_stream(
 
     let (parts, body) = request.into_parts();
     let mut head: RequestHead = worker.take_head();
-    let responder = Responder::H2(respond);
+    let responder = Responder::H2(responder);
     let ended = if let Err(bad) = heads::request_from(&parts, limit, &mut head) {
         let reply = LocalReply::new(
             bad.status,

@@ -29,6 +29,7 @@ use crate::body::{BodyIn, Tee};
 use crate::exchange::state::Ended;
 use crate::record::StreamInfo;
 use crate::respond::Responder;
+use crate::stalls::Stalls;
 use crate::upstream::cluster::{WorkerCluster, WorkerHost};
 use crate::upstream::response::ResponseSource;
 
@@ -53,6 +54,8 @@ pub struct Forwarding<'a> {
     pub router: &'a Router,
     /// The beginning of its body, kept for another attempt or a mirror.
     pub tee: Option<&'a RefCell<Tee>>,
+    /// The worker's bodies whose reader takes nothing.
+    pub stalls: &'a Stalls,
     /// What consistent hashing goes by.
     pub hash: Option<u64>,
     /// The request came with a body, whether or not that has been read since.

@@ -3,7 +3,6 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use h2::client::ResponseFuture;
 use meltemi_filters::head::{HttpVersion, Known, RequestHead};
 use meltemi_net::Buffers;
@@ -16,6 +15,7 @@ use crate::body::BodyOut;
 use crate::http1::codec::end_head;
 use crate::http2::client::ActiveStream;
 use crate::http2::heads;
+use crate::http2::send::BodySender;
 use crate::worker::Worker;
 
 /// A connection of the request's own, or a stream of a shared one.
@@ -35,7 +35,7 @@ pub enum Carrier {
         /// The response to come.
         response: ResponseFuture,
         /// The way for the body; `None` once [`Carrier::split`] has taken it.
-        send: Option<h2::SendStream<Bytes>>,
+        send: Option<BodySender>,
         /// The stream's place on its connection, held to its end.
         _active: ActiveStream,
         /// Facts about the connection.

@@ -135,6 +135,7 @@ impl Connecting {
         let connection = H2Connection::start(
             dialled.stream,
             &settings,
+            self.worker.send_budget.clone(),
             self.freed,
             (self.permit, self.open),
         )

@@ -21,9 +21,11 @@ use crate::common::Common;
 use crate::counts::{Copied, Known};
 use crate::downstream::{ChainView, Downstream, DrainReason};
 use crate::halfopen::HalfOpen;
+use crate::http2::send::WorkerBudget;
 use crate::logs::WorkerLogs;
 use crate::published::Published;
 use crate::series::Series;
+use crate::stalls::Stalls;
 use crate::tls::TlsConfigs;
 use crate::upstream::cluster::WorkerCluster;
 
@@ -48,6 +50,10 @@ pub struct Worker {
     pub counts: Known,
     /// Counts of what we answered ourselves and refused.
     pub causes: Causes,
+    /// What waits for the sockets of HTTP/2 connections.
+    pub send_budget: WorkerBudget,
+    /// Bodies whose reader takes nothing.
+    pub stalls: Stalls,
     /// Connections that are not known yet.
     pub half_open: HalfOpen,
     /// Peers that told who they are.
@@ -78,6 +84,8 @@ impl Worker {
             series: Series::default(),
             counts: Known::default(),
             causes: Causes::new(shard.clone()),
+            send_budget: WorkerBudget::default(),
+            stalls: Stalls::default(),
             half_open: HalfOpen::default(),
             peers: RefCell::default(),
             scratch: RefCell::default(),
@@ -201,9 +209,11 @@ impl Worker {
         before
     }
 
-    /// Drops pooled connections that ended or were idle for too long.
+    /// Drops pooled connections that ended or were idle for too long, and gives up stalled bodies
+    /// if there are too many.
     pub fn sweep(&self) {
         let now = Instant::now();
+        self.stalls.relieve(now);
         for cluster in self.clusters.borrow().values() {
             cluster.sweep(now);
         }

@@ -23,6 +23,7 @@ mod peers;
 mod pools;
 mod readiness;
 mod sizes;
+mod stalled;
 mod stats;
 mod streams;
 mod tcp;

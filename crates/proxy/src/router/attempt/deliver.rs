@@ -14,7 +14,7 @@ use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 use super::failure::Failure;
 use super::send::{Upload, UploadEnd};
 use super::{Attempt, Forwarding, Progress};
-use crate::body::{BodyIn, BodyOut, PumpError, pump};
+use crate::body::{BodyIn, BodyOut, Flow, PumpError, pump};
 use crate::exchange::state::{Ended, Exchange};
 use crate::http1::body::{BodyError, BodyReader};
 use crate::http1::codec::Framing;
@@ -209,14 +209,13 @@ async fn pass_body(
     trailers: &RefCell<Option<HeaderMap>>,
 ) -> BodyEnd {
     let keep_trailers = |map: &mut HeaderMap| _ = trailers.replace(Some(map.clone()));
-    let mut down = pin!(pump(
-        from,
-        out,
-        &progress.sent,
+    let flow = Flow {
+        moved: &progress.sent,
         messages,
-        None,
-        keep_trailers
-    ));
+        tee: None,
+        stalls: forwarding.stalls,
+    };
+    let mut down = pin!(pump(from, out, flow, keep_trailers));
 
     poll_fn(|cx| {
         if let Poll::Ready(result) = down.as_mut().poll(cx) {
@@ -224,8 +223,14 @@ async fn pass_body(
         }
 
         // However the upload ends, this exchange cannot be finished.
-        if let Poll::Ready(UploadEnd::Gone | UploadEnd::Broken(_)) = upload.as_mut().poll(cx) {
-            return Poll::Ready(BodyEnd::ClientGone);
+        match upload.as_mut().poll(cx) {
+            Poll::Ready(UploadEnd::Broken(error @ BodyError::Refused(_))) => {
+                return Poll::Ready(BodyEnd::Down(Err(PumpError::Read(error))));
+            }
+            Poll::Ready(UploadEnd::Gone | UploadEnd::Broken(_)) => {
+                return Poll::Ready(BodyEnd::ClientGone);
+            }
+            Poll::Pending => {}
         }
 
         let moved = progress.received.get() + progress.sent.get();

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use meltemi_net::Buffers;
 
 use super::{Forwarding, Progress};
-use crate::body::{BodyIn, BodyOut, Data, PumpError, Tee, pump};
+use crate::body::{BodyIn, BodyOut, Data, Flow, PumpError, Tee, pump};
 use crate::http1::body::BodyError;
 use crate::record::Messages;
 
@@ -42,7 +42,7 @@ pub fn upload<'u>(
 ) -> Upload<'u> {
     Box::pin(async move {
         let messages = messages.as_deref();
-        match send_body(body, &mut up, forwarding.tee, progress, messages).await {
+        match send_body(forwarding, body, &mut up, progress, messages).await {
             Ok(()) => {
                 progress.is_uploaded.set(true);
                 forwarding.clocks.uploaded();
@@ -67,12 +67,13 @@ pub fn upload<'u>(
 }
 
 async fn send_body(
+    forwarding: &Forwarding<'_>,
     body: &mut BodyIn<'_>,
     up: &mut BodyOut<'_>,
-    tee: Option<&RefCell<Tee>>,
     progress: &Progress,
     messages: Option<&Messages>,
 ) -> Result<(), PumpError> {
+    let tee = forwarding.tee;
     let kept = tee
         .map(|tee| Bytes::copy_from_slice(&tee.borrow().bytes))
         .filter(|kept| !kept.is_empty());
@@ -85,5 +86,11 @@ async fn send_body(
     }
 
     let messages = messages.map(|messages| &messages.requests);
-    pump(body, up, &progress.received, messages, tee, |_| {}).await
+    let flow = Flow {
+        moved: &progress.received,
+        messages,
+        tee,
+        stalls: forwarding.stalls,
+    };
+    pump(body, up, flow, |_| {}).await
 }
