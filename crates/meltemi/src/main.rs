@@ -5,6 +5,7 @@
 //! `sample`. The hidden roles that enter namespaces are checked first, before any thread exists.
 //! This crate decides nothing about configuration, requests or output; the crates below do.
 
+mod memory;
 mod roles;
 mod up;
 

@@ -9,6 +9,7 @@ pub mod binder;
 pub mod buffers;
 pub mod copy;
 pub mod fdpass;
+pub mod heap;
 pub mod inspect;
 pub mod socket;
 

@@ -79,6 +79,7 @@ pub(crate) fn control(args: ControlArgs) -> Result<i32> {
         .build()?;
 
     runtime.block_on(async {
+        tokio::spawn(crate::memory::give_back());
         let stop = CancellationToken::new();
         let (mut terminate, mut interrupt) = (
             signal(SignalKind::terminate())?,

@@ -88,6 +88,7 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
         .build()?;
 
     runtime.block_on(async {
+        tokio::spawn(crate::memory::give_back());
         let (mut terminate, mut interrupt) = (
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,

@@ -82,6 +82,7 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
+        tokio::spawn(crate::memory::give_back());
         let (mut terminate, mut interrupt) = (
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
