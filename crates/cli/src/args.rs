@@ -14,16 +14,16 @@ use crate::output::Output;
 #[derive(Debug, Parser)]
 #[command(name = "meltemi", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
-    /// Name of the mesh; several meshes can run on one machine
+    /// Name of the mesh; several meshes can run on one machine. `up` starts the mesh `default`,
+    /// `demo` the mesh `demo`; other commands find the only mesh that runs
     #[arg(
         long,
         global = true,
         env = "MELTEMI_MESH",
-        default_value = "default",
         value_name = "NAME",
         add = ArgValueCompleter::new(candidates::meshes)
     )]
-    pub mesh: String,
+    pub mesh: Option<String>,
     /// Folder of the mesh's sockets and logs, if the mesh was started with --run-dir
     #[arg(long, global = true, env = "MELTEMI_RUN_DIR", value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
@@ -109,6 +109,9 @@ pub struct UpArgs {
     /// Folder of everything that survives a restart: applied objects, addresses, keys
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Begin anew: forget applied objects and last good versions of earlier runs; keys stay
+    #[arg(long)]
+    pub fresh: bool,
     /// Worker threads of every proxy
     #[arg(long, value_name = "N")]
     pub concurrency: Option<usize>,

@@ -69,18 +69,14 @@ impl Typed {
                 .filter(|value: &String| !value.is_empty())
         };
 
-        let name = self
-            .mesh
-            .clone()
-            .or_else(|| variable("MELTEMI_MESH"))
-            .unwrap_or_else(|| "default".to_owned());
+        let name = self.mesh.clone().or_else(|| variable("MELTEMI_MESH"));
 
         let run_dir = self
             .run_dir
             .clone()
             .or_else(|| variable("MELTEMI_RUN_DIR").map(PathBuf::from));
 
-        Mesh::new(&name, run_dir.as_deref())
+        Mesh::find(name.as_deref(), run_dir.as_deref())
     }
 
     fn namespace(&self) -> &str {

@@ -8,11 +8,9 @@ use std::time::SystemTime;
 use meltemi_admin_api::{ObjectView, Origin, RegistryService};
 use meltemi_node::api::WorkloadStatus;
 use serde_json::Value;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::status::{restarts, state};
-use crate::table::age;
+use crate::table::{age, age_since};
 
 /// The live state that some columns show beside the configured objects.
 #[derive(Debug, Default)]
@@ -108,26 +106,20 @@ fn age_of(item: &ObjectView) -> String {
     let text = item.value["metadata"]["creationTimestamp"]
         .as_str()
         .unwrap_or_default();
-    let seconds = match OffsetDateTime::parse(text, &Rfc3339) {
-        Ok(at) => (OffsetDateTime::now_utc() - at)
-            .whole_seconds()
-            .try_into()
-            .unwrap_or(0),
-        Err(_) => {
-            let written = Path::new(&item.position.file)
-                .metadata()
-                .and_then(|file| file.modified());
-            let Ok(written) = written else {
-                return "<unknown>".to_owned();
-            };
-            SystemTime::now()
-                .duration_since(written)
-                .unwrap_or_default()
-                .as_secs()
-        }
-    };
+    if let Some(age) = age_since(text) {
+        return age;
+    }
 
-    age(seconds)
+    let written = Path::new(&item.position.file)
+        .metadata()
+        .and_then(|file| file.modified());
+    match written {
+        Ok(written) => age(SystemTime::now()
+            .duration_since(written)
+            .unwrap_or_default()
+            .as_secs()),
+        Err(_) => "<unknown>".to_owned(),
+    }
 }
 
 fn service(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {

@@ -22,6 +22,7 @@ pub use args::{Cli, Command, ProxyArgs, UpArgs};
 pub use completion::{answer_shell, print_completion};
 pub use mesh::Mesh;
 pub use output::Output;
+pub use table::age_since;
 
 /// Carries out a command that talks to a running mesh. Returns the exit code.
 ///

@@ -25,10 +25,20 @@ impl Mesh {
         }
     }
 
-    /// The words that address this mesh on a command line, without the command.
-    pub(crate) fn command(&self) -> String {
+    /// The mesh that a command means: the one that is named, else `default` if it runs, else the
+    /// only one that runs.
+    pub fn find(name: Option<&str>, run_dir: Option<&Path>) -> Self {
+        match (name, run_dir) {
+            (Some(name), _) => Self::new(name, run_dir),
+            (None, Some(_)) => Self::new(DEFAULT, run_dir),
+            (None, None) => Self::new(&choose(folders()), None),
+        }
+    }
+
+    /// The words of a command line that address this mesh, such as `meltemi --mesh shop`.
+    pub fn command(&self) -> String {
         let mut words = "meltemi".to_owned();
-        if self.name != "default" {
+        if self.name != Self::find(None, None).name {
             _ = write!(words, " --mesh {}", self.name);
         }
         if self.run_dir != meltemi_node::config::run_dir(&self.name) {
@@ -103,19 +113,57 @@ impl Mesh {
 
 /// Names of this user's meshes that run in the default folder.
 pub(crate) fn running() -> Vec<String> {
-    let default_mesh = meltemi_node::config::run_dir("default");
-    let Some(folder) = default_mesh.parent() else {
-        return Vec::new();
+    let alive = folders().into_iter().filter(|folder| folder.is_alive);
+    alive.map(|folder| folder.mesh).collect()
+}
+
+/// Name of the mesh that `up` starts.
+const DEFAULT: &str = "default";
+
+/// A mesh's folder of sockets. One that is not alive is being started, or was killed.
+struct Folder {
+    mesh: String,
+    is_alive: bool,
+}
+
+/// The folders of this user's meshes, by name.
+fn folders() -> Vec<Folder> {
+    let default_mesh = meltemi_node::config::run_dir(DEFAULT);
+    let entries = default_mesh
+        .parent()
+        .and_then(|folder| std::fs::read_dir(folder).ok());
+    let folder_of = |entry: std::fs::DirEntry| {
+        Some(Folder {
+            is_alive: is_alive(&entry.path()),
+            mesh: entry.file_name().into_string().ok()?,
+        })
     };
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .filter(|entry| is_alive(&entry.path()))
-        .filter_map(|entry| entry.file_name().into_string().ok())
+
+    let mut found: Vec<Folder> = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(folder_of)
         .collect();
+    found.sort_by(|a, b| a.mesh.cmp(&b.mesh));
+    found
+}
 
-    names.sort();
-
-    names
+/// The mesh of a command that names none: `default` if it has a folder, else the only one.
+///
+/// `default` counts even while its node is being started anew: a command must not reach another
+/// mesh by chance.
+fn choose(mut folders: Vec<Folder>) -> String {
+    if folders.iter().any(|folder| folder.mesh == DEFAULT) {
+        return DEFAULT.to_owned();
+    }
+    if folders.iter().any(|folder| folder.is_alive) {
+        folders.retain(|folder| folder.is_alive);
+    }
+    match folders.as_slice() {
+        [only] => only.mesh.clone(),
+        _ => DEFAULT.to_owned(),
+    }
 }
 
 /// Whether a node listens in the folder. A socket file alone proves nothing: a killed mesh leaves
@@ -135,6 +183,24 @@ const EPROTOTYPE: i32 = 91;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_without_a_name_means_the_only_mesh() {
+        let chosen = |folders: &[(&str, bool)]| {
+            let folder = |(mesh, is_alive): &(&str, bool)| Folder {
+                mesh: (*mesh).to_owned(),
+                is_alive: *is_alive,
+            };
+            choose(folders.iter().map(folder).collect())
+        };
+
+        assert_eq!(chosen(&[]), "default");
+        assert_eq!(chosen(&[("demo", true)]), "demo");
+        assert_eq!(chosen(&[("demo", true), ("killed", false)]), "demo");
+        assert_eq!(chosen(&[("demo", false)]), "demo", "it is being started");
+        assert_eq!(chosen(&[("default", false), ("demo", true)]), "default");
+        assert_eq!(chosen(&[("a", true), ("b", true)]), "default");
+    }
 
     #[test]
     fn the_error_for_a_missing_mesh_names_the_mesh_and_its_folder() {

@@ -1,6 +1,9 @@
 //! Plain-text tables in kubectl's style: columns three spaces apart, no lines. An empty cell is
 //! printed as `-`.
 
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
 /// A header and rows.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
@@ -51,6 +54,13 @@ impl Table {
 }
 
 /// A duration in kubectl's style: `5s`, `3m`, `2h`, `4d`.
+/// The time since a timestamp of RFC 3339, such as `3m`. `None` for any other text.
+pub fn age_since(timestamp: &str) -> Option<String> {
+    let at = OffsetDateTime::parse(timestamp, &Rfc3339).ok()?;
+    let seconds = (OffsetDateTime::now_utc() - at).whole_seconds();
+    Some(age(u64::try_from(seconds).unwrap_or(0)))
+}
+
 pub(crate) fn age(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),

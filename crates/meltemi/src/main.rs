@@ -80,14 +80,15 @@ fn run(arguments: &[OsString]) -> anyhow::Result<i32> {
     let cli = Cli::from_arg_matches(&Cli::command().get_matches_from(arguments))?;
 
     match cli.command {
-        Command::Demo(args) => up::demo(&cli.mesh, cli.run_dir, args),
-        Command::Up(args) => up::up(&cli.mesh, cli.run_dir, args),
+        Command::Demo(args) => up::demo(cli.mesh, cli.run_dir, args),
+        Command::Up(args) => up::up(cli.mesh, cli.run_dir, args),
         Command::Proxy(args) => {
             meltemi_node::raise_open_files();
             roles::proxy(args)
         }
         Command::Mesh(command) => {
-            meltemi_cli::run(&Mesh::new(&cli.mesh, cli.run_dir.as_deref()), command)
+            let mesh = Mesh::find(cli.mesh.as_deref(), cli.run_dir.as_deref());
+            meltemi_cli::run(&mesh, command)
         }
         Command::Completion { shell } => meltemi_cli::print_completion(shell),
     }

@@ -1,24 +1,16 @@
 //! The commands `demo` and `up`: turn arguments into the node's options, run the mesh until Ctrl-C,
 //! and print its events.
 
+mod printer;
+
 use std::io::{Write as _, stderr, stdout};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use meltemi_cli::UpArgs;
+use meltemi_cli::{Mesh, UpArgs};
 use meltemi_node::{DialMap, Event, ImageMap, UpOptions};
-
-/// Prints a line and ignores errors: the mesh keeps running when the reader closes the pipe (`|
-/// grep -m1 ready`).
-macro_rules! say {
-    ($($words:tt)*) => { _ = writeln!(stdout(), $($words)*) };
-}
-
-/// Like `say`, to standard error.
-macro_rules! complain {
-    ($($words:tt)*) => { _ = writeln!(stderr(), $($words)*) };
-}
+use printer::{Line, Printer};
 
 const DEMO: &[(&str, &str)] = &[
     ("bookinfo.yaml", include_str!("../demo/bookinfo.yaml")),
@@ -26,32 +18,38 @@ const DEMO: &[(&str, &str)] = &[
 ];
 const DEMO_IMAGES: &str = include_str!("../demo/images.yaml");
 
-/// Runs Bookinfo, and the directories of `-f` if there are any.
-pub(crate) fn demo(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<i32> {
-    let mut options = options(mesh, run_dir, args)?;
+/// Runs Bookinfo, and the directories of `-f` if there are any. Its mesh is one of its own, so that
+/// nothing of the user's is in force in it.
+pub(crate) fn demo(mesh: Option<String>, run_dir: Option<PathBuf>, args: UpArgs) -> Result<i32> {
+    let mesh = mesh.unwrap_or_else(|| "demo".to_owned());
+    let mut options = options(&mesh, run_dir, args)?;
     options.embedded = DEMO
         .iter()
         .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
         .collect();
-
     options
         .images
         .push(ImageMap::parse("demo/images.yaml", DEMO_IMAGES)?);
-    say!(
-        "Bookinfo is starting: six workloads, each in a network namespace of its own with a sidecar beside it."
-    );
 
-    run(options, Some(mesh.to_owned()))
+    run(options, Command::Demo)
 }
 
 /// Runs the directories of `-f`.
-pub(crate) fn up(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<i32> {
+pub(crate) fn up(mesh: Option<String>, run_dir: Option<PathBuf>, args: UpArgs) -> Result<i32> {
     if args.dirs.is_empty() {
         bail!(
             "which configuration? Name a directory of YAML: meltemi up -f DIR (or try meltemi demo)"
         );
     }
-    run(options(mesh, run_dir, args)?, None)
+    let mesh = mesh.unwrap_or_else(|| "default".to_owned());
+    run(options(&mesh, run_dir, args)?, Command::Up)
+}
+
+/// What the user started.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Command {
+    Demo,
+    Up,
 }
 
 /// Validates the arguments and turns them into the node's options.
@@ -83,6 +81,7 @@ fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptio
 
     options.run_dir = run_dir;
     options.state_dir = args.state_dir;
+    options.fresh = args.fresh;
     options.publish_address = args.publish_address;
     options.publish = args.publish.into_iter().collect();
     options.gateways = !args.no_gateways;
@@ -107,32 +106,27 @@ fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptio
     Ok(options)
 }
 
-/// Runs the mesh and prints its events. `demo` is the mesh's name if hints are to be printed.
-fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
-    let mut published: Vec<(u16, SocketAddr)> = Vec::new();
+/// Runs the mesh and prints its events.
+fn run(mut options: UpOptions, command: Command) -> Result<i32> {
+    let mesh = Mesh::new(&options.name, options.run_dir.as_deref());
     let started = std::time::Instant::now();
-    let mut was_ready = false;
+    let mut printer = None;
 
-    options.on_event = Box::new(move |event| match event {
-        Event::Published { gateway, port } => {
-            // A restarted node publishes its ports again: print each only once.
-            if !published.contains(&(port.port, port.address)) {
-                say!("{gateway} {port}");
-                published.push((port.port, port.address));
-            }
+    options.on_event = Box::new(move |event| {
+        let is_first = printer.is_none();
+        // Whether this is the only mesh is known once its folder is there.
+        let printer = printer.get_or_insert_with(|| Printer::new(mesh.command()));
+        if is_first && command == Command::Demo {
+            print(Line::Say(GREETING.to_owned()));
         }
-        Event::AllReady if std::mem::replace(&mut was_ready, true) => say!("ready again"),
-        Event::AllReady => {
-            say!("ready after {:.1} s", started.elapsed().as_secs_f64());
-            if let Some(mesh) = &demo {
-                hints(mesh, &published);
-            }
+
+        let is_ready = event == Event::AllReady && !printer.was_ready();
+        if let Some(line) = printer.line(event, started.elapsed()) {
+            print(line);
         }
-        Event::Finding(text) => complain!("{text}"),
-        Event::Warning(text) => complain!("warning: {text}"),
-        // `up` returns this as its error.
-        Event::Failed(_) => {}
-        Event::NodeUp | Event::ControlUp | Event::WorkloadReady { .. } => {}
+        if is_ready && command == Command::Demo {
+            print(Line::Say(hints(&mesh.command(), printer.published())));
+        }
     });
 
     meltemi_node::up(options)?;
@@ -140,18 +134,25 @@ fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
     Ok(0)
 }
 
-/// Prints the demo's address and commands to try.
-fn hints(mesh: &str, published: &[(u16, SocketAddr)]) {
+/// Prints a line and ignores errors: the mesh keeps running when the reader closes the pipe (`|
+/// grep -m1 ready`).
+fn print(line: Line) {
+    _ = match line {
+        Line::Say(text) => writeln!(stdout(), "{text}"),
+        Line::Complain(text) => writeln!(stderr(), "{text}"),
+    };
+}
+
+const GREETING: &str = "Bookinfo is starting: six workloads, each in a network namespace of its own with a sidecar beside it.";
+
+/// The demo's address, and commands to try.
+fn hints(meltemi: &str, published: &[(u16, SocketAddr)]) -> String {
     // If port 8080 was taken, a warning has been printed, and there is no page to show.
     let page = published.iter().find(|(port, _)| *port == 8080).map_or_else(String::new, |(_, address)| {
         format!("Look:   http://{address}/productpage   (reload: the stars change as reviews v1, v2, v3 take turns)\n")
     });
-    let meltemi = match mesh {
-        "default" => "meltemi".to_owned(),
-        other => format!("meltemi --mesh {other}"),
-    };
 
-    say!(
+    format!(
         "
 {page}Try, in another terminal:
   {meltemi} status
@@ -168,5 +169,5 @@ fn hints(mesh: &str, published: &[(u16, SocketAddr)]) {
       route: [{{destination: {{host: reviews}}}}]
   YAML
 Ctrl-C ends everything."
-    );
+    )
 }

@@ -31,6 +31,8 @@ pub struct UpOptions {
     /// Folder of everything that survives a restart: applied objects, addresses, keys. Default:
     /// [`state_dir`].
     pub state_dir: Option<PathBuf>,
+    /// Forget what earlier runs left: applied objects and last good versions. Default: false.
+    pub fresh: bool,
     /// Address of the machine on which gateway ports are published. Default: 127.0.0.1.
     pub publish_address: IpAddr,
     /// Machine port by gateway port, for gateway ports published under another number; 0 lets the
@@ -63,6 +65,7 @@ impl UpOptions {
             image_files: Vec::new(),
             run_dir: None,
             state_dir: None,
+            fresh: false,
             publish_address: Ipv4Addr::LOCALHOST.into(),
             publish: BTreeMap::new(),
             dial_map: DialMap::default(),
@@ -110,6 +113,13 @@ pub fn state_dir(name: &str) -> PathBuf {
         .join("meltemi")
         .join(name)
 }
+
+/// Folder of the applied objects below the state folder.
+pub(crate) const APPLIED: &str = "applied";
+
+/// Folder below the state folder in which the node keeps last good versions. The control plane's
+/// is `last-good`.
+pub(crate) const LAST_GOOD: &str = "node-last-good";
 
 /// Configuration of the node process. The supervisor passes it in a memory file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -159,6 +169,6 @@ impl NodeConfig {
 
     /// Folder of the objects that the user applied.
     pub(crate) fn applied_dir(&self) -> PathBuf {
-        self.state_dir.join("applied")
+        self.state_dir.join(APPLIED)
     }
 }

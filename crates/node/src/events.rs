@@ -41,11 +41,22 @@ impl fmt::Display for PublishedPort {
     }
 }
 
+/// An object in force that `meltemi apply` left in the mesh's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppliedObject {
+    /// `VirtualService/reviews.default`.
+    pub name: String,
+    /// When it was first applied, in RFC 3339; `None` if that is not known.
+    pub created: Option<String>,
+}
+
 /// One line of the output of `meltemi up`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// The node's network is set up and its socket accepts commands.
     NodeUp,
+    /// The objects that were applied before the start and are in force.
+    Applied(Vec<AppliedObject>),
     /// The control plane answers for the first time.
     ControlUp,
     /// A workload became ready during the start.

@@ -122,6 +122,9 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         .await
         .context("reading the configuration")?;
 
+    let applied = objects::applied(&worlds.borrow(), &config);
+    dialler.show(Event::Applied(applied)).await;
+
     let services = services::follow(view.worlds());
     start_relay(&dialler, &services).await?;
     start_resolvers(&dialler, &services).await?;

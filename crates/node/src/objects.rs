@@ -1,6 +1,7 @@
 //! The node's own view of the configuration. It reads the same folders in the same order as the
 //! control plane, so both see the same objects.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use meltemi_api::Object;
@@ -8,7 +9,8 @@ use meltemi_model::{BuildOptions, Kind};
 use meltemi_store::{Directory, FileSource, FileSourceOptions, Store, World};
 use tokio::sync::watch;
 
-use crate::config::NodeConfig;
+use crate::config::{LAST_GOOD, NodeConfig};
+use crate::events::AppliedObject;
 
 /// A running view. Dropping it ends its threads.
 pub(crate) struct ConfigView {
@@ -29,7 +31,7 @@ impl ConfigView {
         directories.push(Directory::of_users(config.applied_dir()));
         directories.push(Directory::of_programs(config.objects_dir()));
         directories.push(Directory::of_programs(config.pods_dir()));
-        let remembered = config.state_dir.join("node-last-good");
+        let remembered = config.state_dir.join(LAST_GOOD);
         let files = FileSource::start(
             FileSourceOptions::new(directories, Some(remembered)),
             sender,
@@ -45,6 +47,19 @@ impl ConfigView {
     pub(crate) fn worlds(&self) -> watch::Receiver<Arc<World>> {
         self.store.worlds()
     }
+}
+
+/// The objects in force that `meltemi apply` left in the mesh's state.
+pub(crate) fn applied(world: &World, config: &NodeConfig) -> Vec<AppliedObject> {
+    let folder = config.applied_dir();
+    let is_applied = |object: &&Arc<Object>| Path::new(&*object.source.file).starts_with(&folder);
+    let applied = world.tables.iter().filter(is_applied);
+    applied
+        .map(|object| AppliedObject {
+            name: object.object_ref().to_string(),
+            created: object.meta.creation.clone(),
+        })
+        .collect()
 }
 
 /// The objects that decide which workloads run: Namespaces and Deployments.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use rustix::fs::Mode;
 
-use crate::config::{NodeConfig, UpOptions, run_dir, state_dir};
+use crate::config::{APPLIED, LAST_GOOD, NodeConfig, UpOptions, run_dir, state_dir};
 use crate::dialler::ServerOptions;
 use crate::images::ImageMap;
 use crate::launch::Folder;
@@ -35,6 +35,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         image_files,
         run_dir: run,
         state_dir: state,
+        fresh,
         publish_address,
         publish,
         dial_map,
@@ -62,6 +63,9 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
     let users_umask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
     private_dir(&state)?;
     let lock = lock(&state, &name)?;
+    if fresh {
+        forget(&state)?;
+    }
 
     check_parent(&run, &name)?;
 
@@ -186,6 +190,21 @@ fn private_dir(path: &Path) -> anyhow::Result<()> {
         .mode(0o700)
         .create(path)
         .with_context(|| format!("creating {}", path.display()))
+}
+
+/// Removes what earlier runs left of objects. Keys and addresses stay: certificates and addresses
+/// that somebody noted down remain true.
+fn forget(state: &Path) -> anyhow::Result<()> {
+    for folder in [APPLIED, "last-good", LAST_GOOD] {
+        let path = state.join(folder);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Refuses the default run folder's parent if another user has made it: anyone may create folders

@@ -1,7 +1,7 @@
 //! What a newcomer meets first: the access log, what is in force from before, ways in, events.
 
 use crate::mesh::Plan;
-use crate::objects::both;
+use crate::objects::{both, teapot};
 use crate::peers::{App, Peers, curl, yaml};
 
 const LOG_OFF: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n\
@@ -51,4 +51,54 @@ fn requests_are_logged_and_where_they_are_not_the_log_says_so() {
         &LOG_OFF.replace("accessLogFile: ''", "enableAutoMtls: true"),
     );
     mesh.wait("it is on again", || !proxy_log("inside").contains("note:"));
+}
+
+#[test]
+fn what_is_in_force_from_before_is_told_and_can_be_left_behind() {
+    if Peers::of("what_is_in_force_from_before_is_told_and_can_be_left_behind").is_none() {
+        return;
+    }
+    let mut mesh = Plan::new().argument("--no-gateways").start();
+    assert!(!mesh.said("applied earlier"));
+    let file = mesh.path("vs.yaml");
+    std::fs::write(&file, teapot("ledger", 418)).expect("a writable folder");
+    mesh.cli_ok(&["apply", "-f", &file.display().to_string()]);
+    let certificate = mesh.path("state/meltemi/default/ca/root-cert.pem");
+    let root = std::fs::read(&certificate).expect("the CA's certificate");
+    mesh.stop();
+
+    mesh.start_again();
+    let told = "1 object applied earlier is in force: VirtualService/ledger.default (";
+    assert!(
+        mesh.said(told) && mesh.said("`meltemi delete --all` removes it"),
+        "{:?}",
+        mesh.lines()
+    );
+
+    mesh.stop();
+    mesh.start_again_with("--fresh");
+    assert!(!mesh.said("applied earlier"), "{:?}", mesh.lines());
+    assert!(both(&mesh.cli(&["get", "vs", "-A"])).contains("No objects found"));
+    assert_eq!(
+        std::fs::read(&certificate).expect("still there"),
+        root,
+        "the CA stays"
+    );
+}
+
+#[test]
+fn the_demo_has_a_mesh_of_its_own_that_commands_find() {
+    if Peers::of("the_demo_has_a_mesh_of_its_own_that_commands_find").is_none() {
+        return;
+    }
+    let mesh = Plan::new().demo().start();
+    assert!(mesh.path("state/meltemi/demo").is_dir());
+    assert!(!mesh.path("state/meltemi/default").exists());
+    assert!(mesh.cli_ok(&["status"]).contains("productpage-v1-0"));
+    assert!(
+        mesh.cli_ok(&["--mesh", "demo", "status"])
+            .contains("productpage-v1-0")
+    );
+    assert!(!mesh.cli(&["--mesh", "default", "status"]).status.success());
+    assert!(mesh.said("  meltemi status"), "{:?}", mesh.lines());
 }

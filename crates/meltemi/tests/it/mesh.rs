@@ -305,9 +305,19 @@ impl Mesh {
         self.until_ready();
     }
 
+    /// Starts it anew with a further argument.
+    pub fn start_again_with(&mut self, argument: &str) {
+        self.plan.arguments.push(argument.to_owned());
+        self.start_again();
+    }
+
     /// The folder of sockets and logs while the mesh runs.
     pub fn run_dir(&self) -> PathBuf {
-        self.path("run/meltemi/default")
+        let name = match self.plan.command {
+            "demo" => "demo",
+            _ => "default",
+        };
+        self.path("run/meltemi").join(name)
     }
 
     /// The watched directory.

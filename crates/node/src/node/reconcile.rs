@@ -139,5 +139,8 @@ pub(super) async fn announce_ready(node: Arc<Node>) {
         }
     }
 
+    // Without workloads nothing has waited for the control plane, which answers `apply`.
+    let mut control = node.context.control_ready.clone();
+    let _ = control.wait_for(|is_up| *is_up).await;
     node.context.dialler.show(Event::AllReady).await;
 }

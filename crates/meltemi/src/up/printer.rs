@@ -1,0 +1,174 @@
+//! Turns the events of a running mesh into lines for the user.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use meltemi_cli::age_since;
+use meltemi_node::{AppliedObject, Event};
+
+/// Names of applied objects in the line of the start; the rest is counted.
+const SHOWN_OBJECTS: usize = 5;
+
+/// A line for standard output, or for standard error.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    Say(String),
+    Complain(String),
+}
+
+/// What the printer remembers: a node that is started again sends its events again.
+#[derive(Debug)]
+pub(super) struct Printer {
+    /// The words of a command line that address this mesh.
+    meltemi: String,
+    /// Gateway port and address of the machine.
+    published: Vec<(u16, SocketAddr)>,
+    told_applied: bool,
+    was_ready: bool,
+}
+
+impl Printer {
+    pub(super) fn new(meltemi: String) -> Self {
+        Self {
+            meltemi,
+            published: Vec::new(),
+            told_applied: false,
+            was_ready: false,
+        }
+    }
+
+    /// Whether everything has been ready before.
+    pub(super) fn was_ready(&self) -> bool {
+        self.was_ready
+    }
+
+    /// Gateway port and address of the machine of each published port.
+    pub(super) fn published(&self) -> &[(u16, SocketAddr)] {
+        &self.published
+    }
+
+    /// The line of an event, `elapsed` after the start.
+    pub(super) fn line(&mut self, event: Event, elapsed: Duration) -> Option<Line> {
+        match event {
+            Event::Published { gateway, port } => {
+                let address = (port.port, port.address);
+                if self.published.contains(&address) {
+                    return None;
+                }
+                self.published.push(address);
+                Some(Line::Say(format!("{gateway} {port}")))
+            }
+            Event::Applied(objects) => {
+                if std::mem::replace(&mut self.told_applied, true) || objects.is_empty() {
+                    return None;
+                }
+                Some(Line::Say(applied(&objects, &self.meltemi)))
+            }
+            Event::AllReady if std::mem::replace(&mut self.was_ready, true) => {
+                Some(Line::Say("ready again".to_owned()))
+            }
+            Event::AllReady => Some(Line::Say(format!(
+                "ready after {:.1} s",
+                elapsed.as_secs_f64()
+            ))),
+            Event::Finding(text) => Some(Line::Complain(text)),
+            Event::Warning(text) => Some(Line::Complain(format!("warning: {text}"))),
+            // `up` returns this as its error.
+            Event::Failed(_) => None,
+            Event::NodeUp | Event::ControlUp | Event::WorkloadReady { .. } => None,
+        }
+    }
+}
+
+/// What rules from before, and how to be rid of it.
+fn applied(objects: &[AppliedObject], meltemi: &str) -> String {
+    let name = |object: &AppliedObject| {
+        let age = object.created.as_deref().and_then(age_since);
+        let age = age.map_or_else(String::new, |age| format!(" ({age} ago)"));
+        format!("{}{age}", object.name)
+    };
+    let mut names: Vec<String> = objects.iter().take(SHOWN_OBJECTS).map(name).collect();
+    if let Some(more) = objects.len().checked_sub(SHOWN_OBJECTS + 1) {
+        names.push(format!("{} more", more + 1));
+    }
+
+    let (what, verb, them) = match objects.len() {
+        1 => ("1 object".to_owned(), "is", "it"),
+        count => (format!("{count} objects"), "are", "them"),
+    };
+    format!(
+        "{what} applied earlier {verb} in force: {}. `{meltemi} delete --all` removes {them}; --fresh starts without {them}.",
+        names.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(events: Vec<Event>) -> Vec<Line> {
+        let mut printer = Printer::new("meltemi".to_owned());
+        let elapsed = Duration::from_millis(810);
+        let lines = events.into_iter();
+        lines
+            .filter_map(|event| printer.line(event, elapsed))
+            .collect()
+    }
+
+    fn said(events: Vec<Event>) -> Vec<String> {
+        let text = |line| match line {
+            Line::Say(text) => text,
+            Line::Complain(text) => panic!("{text}"),
+        };
+        lines(events).into_iter().map(text).collect()
+    }
+
+    fn object(name: &str, created: Option<&str>) -> AppliedObject {
+        AppliedObject {
+            name: name.to_owned(),
+            created: created.map(ToOwned::to_owned),
+        }
+    }
+
+    #[test]
+    fn what_is_in_force_from_before_is_told_once() {
+        let one = Event::Applied(vec![object(
+            "VirtualService/a.default",
+            Some("2999-01-01T00:00:00Z"),
+        )]);
+        assert_eq!(
+            said(vec![one.clone(), Event::AllReady, one, Event::AllReady]),
+            [
+                "1 object applied earlier is in force: VirtualService/a.default (0s ago). \
+                 `meltemi delete --all` removes it; --fresh starts without it.",
+                "ready after 0.8 s",
+                "ready again",
+            ]
+        );
+
+        assert_eq!(said(vec![Event::Applied(Vec::new())]), Vec::<String>::new());
+        let many: Vec<AppliedObject> = (0..7).map(|n| object(&n.to_string(), None)).collect();
+        let line = said(vec![Event::Applied(many)]).remove(0);
+        assert!(
+            line.starts_with("7 objects applied earlier are in force: 0, 1, 2, 3, 4, 2 more."),
+            "{line}"
+        );
+        let six: Vec<AppliedObject> = (0..6).map(|n| object(&n.to_string(), None)).collect();
+        let line = said(vec![Event::Applied(six)]).remove(0);
+        assert!(line.contains("4, 1 more."), "{line}");
+    }
+
+    #[test]
+    fn faults_go_to_standard_error() {
+        assert_eq!(
+            lines(vec![
+                Event::Warning("w".to_owned()),
+                Event::Finding("f".to_owned())
+            ]),
+            [
+                Line::Complain("warning: w".to_owned()),
+                Line::Complain("f".to_owned())
+            ]
+        );
+    }
+}
