@@ -241,7 +241,10 @@ fn start_store(options: &ControlOptions) -> anyhow::Result<(Sources, AppliedStor
     directories.extend(options.runtime.iter().map(Directory::of_programs));
     let mut builder = Store::builder(options.build.clone());
     let sender = builder.source("files");
-    let source = FileSourceOptions::new(directories, Some(options.state.join("last-good")));
+    let source = FileSourceOptions {
+        turn: applied.turn(),
+        ..FileSourceOptions::new(directories, Some(options.state.join("last-good")))
+    };
     let files =
         FileSource::start(source, sender).context("cannot start reading the configuration")?;
     let store = builder.start().context("cannot start the store")?;

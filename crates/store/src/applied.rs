@@ -10,7 +10,6 @@ mod own;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 use std::{fs, io};
 
@@ -18,10 +17,11 @@ use meltemi_api::{Object, ObjectKey, not_found, parse};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::atomic;
+use crate::atomic::{self, Staged};
 use crate::file::{Directory, readable_files};
+use crate::turn::Turn;
 use edit::Located;
-use own::{document_text, file_name, stamped};
+use own::{Documents, file_name, stamped};
 
 /// Why an object could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +94,7 @@ pub struct Outcome {
 pub struct AppliedStore {
     directory: PathBuf,
     users: Vec<PathBuf>,
-    turn: Mutex<()>,
+    turn: Turn,
 }
 
 impl AppliedStore {
@@ -107,8 +107,14 @@ impl AppliedStore {
         Ok(Self {
             directory,
             users,
-            turn: Mutex::new(()),
+            turn: Turn::default(),
         })
+    }
+
+    /// Held while a call writes. A source that takes it before it reads sees all files of a call or
+    /// none.
+    pub fn turn(&self) -> Turn {
+        self.turn.clone()
     }
 
     /// The directory that a file source has to read for this.
@@ -124,12 +130,36 @@ impl AppliedStore {
         text: &str,
         options: ChangeOptions,
     ) -> Vec<Result<Outcome, ApplyError>> {
-        let _turn = self.turn();
+        let _turn = self.turn.take();
         let mut users = UsersFiles::read(&self.users);
-        objects
-            .iter()
-            .map(|object| self.apply_object(object, text, &mut users, options))
-            .collect()
+        let documents = Documents::of(text);
+        let mut staged = Vec::new();
+        let mut outcomes = Vec::new();
+
+        // Nothing is replaced before all is written, so that many objects cost one flush.
+        for object in objects {
+            let planned = self.apply_object(object, &documents, &mut users, options);
+            let outcome = planned.and_then(|(outcome, content)| {
+                if let Some(content) = content
+                    && !options.dry_run
+                {
+                    let new = stage(&outcome.file, &content)
+                        .map_err(|error| failed(&outcome.key, &outcome.file, error))?;
+                    staged.push((outcomes.len(), new));
+                }
+                Ok(outcome)
+            });
+            outcomes.push(outcome);
+        }
+
+        let (places, staged): (Vec<usize>, Vec<_>) = staged.into_iter().unzip();
+        for (place, result) in places.into_iter().zip(atomic::commit(staged)) {
+            if let (Ok(outcome), Err(error)) = (&outcomes[place], result) {
+                outcomes[place] = Err(failed(&outcome.key, &outcome.file, error));
+            }
+        }
+
+        outcomes
     }
 
     /// Removes an object: the applied one, and with [`ChangeOptions::write`] also the document of
@@ -143,7 +173,7 @@ impl AppliedStore {
         key: &ObjectKey,
         options: ChangeOptions,
     ) -> Result<Vec<Outcome>, ApplyError> {
-        let _turn = self.turn();
+        let _turn = self.turn.take();
         let mut users = UsersFiles::read(&self.users);
         let mut outcomes = Vec::new();
 
@@ -180,7 +210,7 @@ impl AppliedStore {
         is_wanted: impl Fn(&ObjectKey) -> bool,
         options: ChangeOptions,
     ) -> Vec<Result<Outcome, ApplyError>> {
-        let _turn = self.turn();
+        let _turn = self.turn.take();
         let keys = self.keys().into_iter().filter(is_wanted);
         keys.map(|key| self.delete_applied(&key, options)).collect()
     }
@@ -220,21 +250,22 @@ impl AppliedStore {
         })
     }
 
+    /// What becomes of an object, and the new content of its file if that changes.
     fn apply_object(
         &self,
         object: &Object,
-        text: &str,
+        documents: &Documents<'_>,
         users: &mut UsersFiles,
         options: ChangeOptions,
-    ) -> Result<Outcome, ApplyError> {
+    ) -> Result<(Outcome, Option<String>), ApplyError> {
         let key = object.key();
         if let Some(located) = users.find(&key) {
-            return self.apply_to_users_file(object, text, &located, users, options);
+            return apply_to_users_file(object, documents, &located, users, options);
         }
 
         let file = self.directory.join(file_name(&key));
         let held = Located::find_in(&file, &key);
-        let document = document_text(object, text);
+        let document = documents.text_of(object);
         let (action, content) = match &held {
             Some(located) if located.says(object) => (Action::Unchanged, None),
             Some(located) => (
@@ -247,54 +278,43 @@ impl AppliedStore {
             ),
         };
 
-        if let Some(content) = content
-            && !options.dry_run
-        {
-            write(&file, &content).map_err(|error| failed(&key, &file, error))?;
-        }
-        Ok(Outcome {
+        let outcome = Outcome {
             key,
             action,
             file,
             is_users: false,
-        })
-    }
-
-    fn apply_to_users_file(
-        &self,
-        object: &Object,
-        text: &str,
-        located: &Located,
-        users: &mut UsersFiles,
-        options: ChangeOptions,
-    ) -> Result<Outcome, ApplyError> {
-        let key = object.key();
-        let file = located.file().to_owned();
-        let outcome = |action| Outcome {
-            key: key.clone(),
-            action,
-            file: file.clone(),
-            is_users: true,
         };
-        if located.says(object) {
-            return Ok(outcome(Action::Unchanged));
-        }
-        if !options.write {
-            return Err(located.in_users_file(&key));
-        }
+        Ok((outcome, content))
+    }
+}
 
-        let content = located.with(&key, object, &document_text(object, text))?;
-        if !options.dry_run {
-            write(&file, &content).map_err(|error| failed(&key, &file, error))?;
-        }
-        users.replace(&file, content);
-        Ok(outcome(Action::Configured))
+/// What becomes of an object that a file of the user holds, and the new content of that file if it
+/// changes.
+fn apply_to_users_file(
+    object: &Object,
+    documents: &Documents<'_>,
+    located: &Located,
+    users: &mut UsersFiles,
+    options: ChangeOptions,
+) -> Result<(Outcome, Option<String>), ApplyError> {
+    let key = object.key();
+    let file = located.file().to_owned();
+    let outcome = |action| Outcome {
+        key: key.clone(),
+        action,
+        file: file.clone(),
+        is_users: true,
+    };
+    if located.says(object) {
+        return Ok((outcome(Action::Unchanged), None));
+    }
+    if !options.write {
+        return Err(located.in_users_file(&key));
     }
 
-    fn turn(&self) -> MutexGuard<'_, ()> {
-        // There is nothing behind the lock that a panic could have left half done.
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    let content = located.with(&key, object, &documents.text_of(object))?;
+    users.replace(&file, content.clone());
+    Ok((outcome(Action::Configured), Some(content)))
 }
 
 /// The files of the user's directories in their order of precedence, read once for all objects of
@@ -340,9 +360,16 @@ fn failed(key: &ObjectKey, file: &Path, error: io::Error) -> ApplyError {
 }
 
 fn write(file: &Path, text: &str) -> io::Result<()> {
-    // Through a link, so that the link stays.
-    let target = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
-    atomic::write(&target, text.as_bytes())
+    atomic::write(&target_of(file), text.as_bytes())
+}
+
+fn stage(file: &Path, text: &str) -> io::Result<Staged> {
+    atomic::stage(&target_of(file), text.as_bytes())
+}
+
+/// The file behind a link, so that the link stays.
+fn target_of(file: &Path) -> PathBuf {
+    fs::canonicalize(file).unwrap_or_else(|_| file.to_owned())
 }
 
 /// Whole seconds, as an API server writes times.

@@ -1,53 +1,113 @@
 //! Files that are there completely or not at all, also after a power cut.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::warn;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// Replaces a file's content. A new file is readable by its owner only, since objects may hold
-/// keys; an existing one keeps its mode. The name beside it that is used meanwhile begins with a
-/// dot, so that no source reads it.
-pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let directory = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+/// So many files are flushed to the disk one by one; more of them by one flush of their file system,
+/// since the disk takes as long for one file as for many.
+const FLUSHED_ONE_BY_ONE: usize = 8;
 
-    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let temporary = directory.join(format!(".meltemi-{}-{number}.tmp", std::process::id()));
-    let written = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
+/// New content that waits beside its file under a name that begins with a dot, so that no source
+/// reads it. Dropping it without [`commit`] leaves the file as it was.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    path: PathBuf,
+    temporary: PathBuf,
+}
 
-        if let Ok(existing) = fs::metadata(path) {
-            file.set_permissions(Permissions::from_mode(
-                existing.permissions().mode() & 0o7777,
-            ))?;
-        }
-
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    })();
-
-    if written.is_err() {
-        // Whatever went wrong (a full disk, mostly), the half-written file is of no use to anyone.
-        let _ = fs::remove_file(&temporary);
-        return written;
+impl Staged {
+    fn directory(&self) -> &Path {
+        directory_of(&self.path)
     }
+}
 
-    sync_directory(directory);
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // There is nothing left to remove after a commit.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
 
-    Ok(())
+/// Writes new content beside a file. A new file is readable by its owner only, since objects may
+/// hold keys; an existing one keeps its mode.
+pub(crate) fn stage(path: &Path, content: &[u8]) -> io::Result<Staged> {
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let name = format!(".meltemi-{}-{number}.tmp", std::process::id());
+    let staged = Staged {
+        path: path.to_owned(),
+        temporary: directory_of(path).join(name),
+    };
+
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&staged.temporary)?;
+    if let Ok(existing) = fs::metadata(path) {
+        file.set_permissions(Permissions::from_mode(
+            existing.permissions().mode() & 0o7777,
+        ))?;
+    }
+    file.write_all(content)?;
+
+    Ok(staged)
+}
+
+/// Replaces the files of all staged contents, in their order; there is one answer for each.
+pub(crate) fn commit(staged: Vec<Staged>) -> Vec<io::Result<()>> {
+    let directories: BTreeSet<PathBuf> = staged
+        .iter()
+        .map(|staged| staged.directory().to_owned())
+        .collect();
+
+    // Contents reach the disk before their names do.
+    let flushed: BTreeMap<&Path, io::Result<()>> = match staged.len() > FLUSHED_ONE_BY_ONE {
+        true => directories
+            .iter()
+            .map(|directory| (&**directory, flush_file_system(directory)))
+            .collect(),
+        false => BTreeMap::new(),
+    };
+    let replaced = staged
+        .iter()
+        .map(|staged| {
+            match flushed.get(staged.directory()) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return Err(io::Error::new(error.kind(), error.to_string())),
+                None => File::open(&staged.temporary)?.sync_all()?,
+            }
+            fs::rename(&staged.temporary, &staged.path)
+        })
+        .collect();
+
+    directories
+        .iter()
+        .for_each(|directory| sync_directory(directory));
+
+    replaced
+}
+
+/// Replaces a file's content.
+pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    commit(vec![stage(path, content)?]).pop().unwrap_or(Ok(()))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
+fn flush_file_system(directory: &Path) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(File::open(directory)?)?)
 }
 
 /// Removes what a process that was killed while it wrote has left behind; nobody else may be
@@ -128,6 +188,31 @@ mod tests {
         assert_eq!(
             fs::read_dir(directory.path()).expect("there").count(),
             2,
+            "no temporary file is left"
+        );
+    }
+
+    #[test]
+    fn many_files_are_replaced_together_and_one_failure_is_its_own() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |n: usize| directory.path().join(format!("{n}.yaml"));
+        fs::create_dir_all(at(3).join("full")).expect("made");
+
+        let staged: Vec<_> = (0..FLUSHED_ONE_BY_ONE + 5)
+            .map(|n| stage(&at(n), n.to_string().as_bytes()).expect("written"))
+            .collect();
+        assert!(!at(0).exists(), "nothing is there before the commit");
+
+        let results = commit(staged);
+        for (n, result) in results.iter().enumerate() {
+            assert_eq!(result.is_ok(), n != 3, "{n}: {result:?}");
+            if n != 3 {
+                assert_eq!(fs::read_to_string(at(n)).expect("there"), n.to_string());
+            }
+        }
+        assert_eq!(
+            fs::read_dir(directory.path()).expect("there").count(),
+            results.len(),
             "no temporary file is left"
         );
     }

@@ -19,6 +19,7 @@ use meltemi_types::Diagnostic;
 use tracing::{debug, info, warn};
 
 use crate::delta::{Delta, SourceSender, SourceUpdate};
+use crate::turn::Turn;
 use last_good::LastGood;
 use scan::Scanner;
 use set::FileSet;
@@ -64,6 +65,8 @@ pub struct FileSourceOptions {
     pub directories: Vec<Directory>,
     /// Where last good versions are kept; `None` keeps them in memory only.
     pub state: Option<PathBuf>,
+    /// Taken for each scan; see [`AppliedStore::turn`](crate::AppliedStore::turn).
+    pub turn: Turn,
     /// How long nothing must happen before a scan; 10 ms.
     pub settle: Duration,
     /// When to look without being told; 30 s.
@@ -76,6 +79,7 @@ impl FileSourceOptions {
         Self {
             directories,
             state,
+            turn: Turn::default(),
             settle: Duration::from_millis(10),
             rescan: Duration::from_secs(30),
         }
@@ -245,7 +249,10 @@ impl Runner {
     /// Scans and sends; false if the receiver is gone.
     fn scan(&mut self, mut findings: Vec<Diagnostic>, sender: &SourceSender) -> bool {
         let first = self.sent.is_none();
-        let changes = self.scanner.scan(&self.writers);
+        let changes = {
+            let _turn = self.options.turn.take();
+            self.scanner.scan(&self.writers)
+        };
         if !first
             && changes.is_empty()
             && findings.is_empty()

@@ -15,9 +15,11 @@ mod applied;
 mod atomic;
 mod delta;
 mod file;
+mod turn;
 mod world;
 
 pub use applied::{Action, AppliedStore, ApplyError, ChangeOptions, Outcome};
 pub use delta::{Delta, SourceSender, SourceUpdate};
 pub use file::{Directory, FileSource, FileSourceOptions};
+pub use turn::Turn;
 pub use world::{Store, StoreBuilder, World};

@@ -1,32 +1,47 @@
 //! The mesh's own file of an applied object: its name and its text.
 
-use meltemi_api::{Object, ObjectKey, chunks, parse, to_yaml};
+use meltemi_api::{Chunk, Object, ObjectKey, chunks, parse, to_yaml};
 use serde_json::Value;
 
 use super::edit::body;
 
-/// The object's own lines of the text, comments included, where it has such; else new YAML.
-pub(super) fn document_text(object: &Object, text: &str) -> String {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    if object.source.item.is_none()
-        && let Some(chunk) = chunks(text).get(object.source.document)
-    {
-        let lines = body(&text[chunk.start..chunk.end]);
+/// A text that objects were read from, cut into its documents once for all of them.
+pub(super) struct Documents<'a> {
+    text: &'a str,
+    chunks: Vec<Chunk>,
+}
 
-        // JSON, several documents in a chunk, and an object whose namespace was given beside the
-        // text, are written anew.
-        let again = parse("", lines);
-        if !lines.trim_start().starts_with('{')
-            && again.objects.len() == 1
-            && again.objects[0] == *object
-        {
-            let mut lines = lines.trim_end().to_owned();
-            lines.push('\n');
-            return lines;
+impl<'a> Documents<'a> {
+    pub(super) fn of(text: &'a str) -> Self {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        Self {
+            text,
+            chunks: chunks(text),
         }
     }
 
-    to_yaml(&object.raw)
+    /// The object's own lines of the text, comments included, where it has such; else new YAML.
+    pub(super) fn text_of(&self, object: &Object) -> String {
+        if object.source.item.is_none()
+            && let Some(chunk) = self.chunks.get(object.source.document)
+        {
+            let lines = body(&self.text[chunk.start..chunk.end]);
+
+            // JSON, several documents in a chunk, and an object whose namespace was given beside
+            // the text, are written anew.
+            let again = parse("", lines);
+            if !lines.trim_start().starts_with('{')
+                && again.objects.len() == 1
+                && again.objects[0] == *object
+            {
+                let mut lines = lines.trim_end().to_owned();
+                lines.push('\n');
+                return lines;
+            }
+        }
+
+        to_yaml(&object.raw)
+    }
 }
 
 /// The document with the time of its object's creation, as an API server would have it: what the

@@ -127,19 +127,36 @@ impl LastGood {
         }
         let mut failed = BTreeMap::new();
         let mut first_error = atomic::make_private_directory(&directory).err();
+        let mut fails = |file, state, error| {
+            first_error.get_or_insert(error);
+            failed.insert(file, state);
+        };
+
+        let (mut sources, mut staged) = (Vec::new(), Vec::new());
         for (file, state) in std::mem::take(&mut self.pending) {
             let path = self.state_file(&file).unwrap_or_default();
-            let result = match &state {
-                Some(bytes) => match fs::read(&path) {
-                    Ok(held) if held == *bytes => Ok(()),
-                    _ => atomic::write(&path, bytes),
-                },
-                None => atomic::remove(&path),
+            let Some(bytes) = &state else {
+                if let Err(error) = atomic::remove(&path) {
+                    fails(file, state, error);
+                }
+                continue;
             };
 
+            if fs::read(&path).is_ok_and(|held| held == *bytes) {
+                continue;
+            }
+            match atomic::stage(&path, bytes) {
+                Ok(new) => {
+                    sources.push((file, state));
+                    staged.push(new);
+                }
+                Err(error) => fails(file, state, error),
+            }
+        }
+
+        for ((file, state), result) in sources.into_iter().zip(atomic::commit(staged)) {
             if let Err(error) = result {
-                first_error.get_or_insert(error);
-                failed.insert(file, state);
+                fails(file, state, error);
             }
         }
 

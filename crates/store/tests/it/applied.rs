@@ -3,7 +3,9 @@
 use std::fs;
 
 use meltemi_api::{Kind, ObjectKey, parse_in, validate};
-use meltemi_store::{Action, AppliedStore, ApplyError, ChangeOptions, Outcome};
+use meltemi_store::{
+    Action, AppliedStore, ApplyError, ChangeOptions, FileSourceOptions, Outcome, World,
+};
 use meltemi_types::Severity;
 
 use crate::{Running, key, timeout, virtual_service};
@@ -464,4 +466,30 @@ fn hostile_names_stay_in_the_directory() {
         );
         assert_eq!(outcomes[0].action, Action::Created);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_that_are_applied_together_take_effect_together() {
+    const MANY: usize = 300;
+    let root = tempfile::tempdir().expect("a directory");
+    let store = AppliedStore::open(root.path().join("applied"), vec![]).expect("opened");
+    let mut running = Running::with(FileSourceOptions {
+        turn: store.turn(),
+        ..FileSourceOptions::new(vec![store.source()], Some(root.path().join("last-good")))
+    });
+
+    let text: String = (0..MANY)
+        .map(|n| format!("---\n{}", virtual_service(&format!("v{n}"), "1s")))
+        .collect();
+    let writer = tokio::task::spawn_blocking(move || apply(&store, &text, "default").len());
+
+    // Nobody sees a part of them.
+    let count = |world: &World| {
+        (0..MANY)
+            .filter(|n| world.tables.get(&key(&format!("v{n}"))).is_some())
+            .count()
+    };
+    let world = running.wait(|world| count(world) > 0).await;
+    assert_eq!(count(&world), MANY);
+    assert_eq!(writer.await.expect("written"), MANY);
 }

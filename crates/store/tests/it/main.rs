@@ -21,10 +21,16 @@ struct Running {
 
 impl Running {
     fn start(directories: Vec<Directory>, state: Option<&Path>) -> Self {
+        Self::with(FileSourceOptions::new(
+            directories,
+            state.map(Path::to_owned),
+        ))
+    }
+
+    fn with(options: FileSourceOptions) -> Self {
         let mut builder = Store::builder(BuildOptions::default());
         let sender = builder.source("files");
         let store = builder.start().expect("a thread");
-        let options = FileSourceOptions::new(directories, state.map(Path::to_owned));
         let source = FileSource::start(options, sender).expect("a thread");
 
         Self {
