@@ -11,8 +11,10 @@ use tokio::net::UnixStream;
 
 use crate::{ApplyResponse, ChangeOptions, ErrorBody, ObjectList, ObjectSelector, Status, encode};
 
-/// Limit of each call.
+/// Limit of a call that changes nothing.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Limit of a call that changes something: many objects take time.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Maximum size of an answer in bytes: the state of a large mesh fits.
 const MAX_BODY: usize = 256 << 20;
 
@@ -161,10 +163,18 @@ impl Client {
         path: &str,
         body: String,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        match tokio::time::timeout(TIMEOUT, self.exchange(method, path, body)).await {
+        // A change goes on without its caller.
+        let (limit, hint) = match method {
+            Method::GET => (TIMEOUT, ""),
+            _ => (
+                CHANGE_TIMEOUT,
+                "; the change goes on, and `meltemi get` shows what has come of it",
+            ),
+        };
+        match tokio::time::timeout(limit, self.exchange(method, path, body)).await {
             Ok(answer) => answer,
             Err(_) => Err(ClientError::Transport(format!(
-                "no answer within {TIMEOUT:?}"
+                "no answer within {limit:?}{hint}"
             ))),
         }
     }

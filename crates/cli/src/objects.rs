@@ -2,8 +2,11 @@
 //! control plane.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use futures_util::{StreamExt as _, stream};
 use meltemi_admin_api::{
     Action, ApplyResponse, ChangeOptions, ClientError, ObjectSelector, ObjectView,
 };
@@ -27,10 +30,8 @@ pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
         dry_run: args.dry_run,
         write: args.write,
     };
-    let answer = mesh
-        .control()
-        .apply(sources.text.clone(), &args.namespace, options)
-        .await;
+    let control = mesh.control();
+    let answer = patiently(control.apply(sources.text.clone(), &args.namespace, options)).await;
 
     let mut response = answer.map_err(|error| mesh.control_error(error))?;
     sources.set_positions(&mut response.diagnostics);
@@ -56,6 +57,23 @@ pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
     }
 
     Ok(i32::from(!response.ok))
+}
+
+/// Deletions that are asked for at a time.
+const AT_A_TIME: usize = 64;
+/// After this time without an answer the user is told what is waited for.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// Waits for the control plane, and says so if it takes long.
+async fn patiently<T>(answer: impl Future<Output = T>) -> T {
+    let mut answer = pin!(answer);
+    match tokio::time::timeout(SILENCE, &mut answer).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            output::note(format_args!("waiting for the control plane ..."));
+            answer.await
+        }
+    }
 }
 
 pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
@@ -90,9 +108,16 @@ pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
         all
     };
 
+    // Many at a time: each waits until the mesh has taken its change up, and one step of the mesh
+    // takes many changes up.
+    let calls = selectors
+        .iter()
+        .map(|selector| async move { mesh.control().delete(selector, options).await });
+    let mut answers = pin!(stream::iter(calls).buffered(AT_A_TIME));
+
     let mut code = 0;
-    for selector in &selectors {
-        match mesh.control().delete(selector, options).await {
+    while let Some(answer) = patiently(answers.next()).await {
+        match answer {
             Ok(response) => {
                 print(&response)?;
                 code |= i32::from(!response.ok);
