@@ -71,6 +71,8 @@ pub enum MeshCommand {
     Logs(LogsArgs),
     /// Run a command inside a workload
     Exec(ExecArgs),
+    /// Reach a port of a workload or Service from this machine
+    PortForward(PortForwardArgs),
     /// End a workload that `run` added
     Stop(StopArgs),
     /// Restart a workload's program and its proxy
@@ -90,9 +92,10 @@ pub struct UpArgs {
     /// The address on which gateway ports are published
     #[arg(long, default_value = "127.0.0.1")]
     pub publish_address: IpAddr,
-    /// Publish a gateway port under another number: GATEWAY-PORT=MACHINE-PORT; 0 picks a free port
-    #[arg(long, value_name = "PORT=PORT", value_parser = port_pair)]
-    pub publish: Vec<(u16, u16)>,
+    /// Publish a Service's port on the machine, web:80=8000 (web.shop:80 in namespace shop), or a
+    /// gateway's port under another number, 8080=9090; 0 picks a free port
+    #[arg(long, value_name = "[SERVICE:]PORT=PORT", value_parser = publication)]
+    pub publish: Vec<Publication>,
     /// Kind of the sidecars: meltemi or envoy for all workloads, WORKLOAD=envoy for one; may be
     /// given several times
     #[arg(long, value_name = "[WORKLOAD=]PROXY")]
@@ -384,6 +387,23 @@ pub struct ExecArgs {
     pub command: Vec<String>,
 }
 
+/// Arguments of `port-forward`.
+#[derive(Debug, Clone, Args)]
+pub struct PortForwardArgs {
+    /// A Deployment's name, one replica's, or svc/NAME
+    #[arg(add = ArgValueCompleter::new(candidates::workloads))]
+    pub target: String,
+    /// LOCAL:PORT, PORT for the same number on both sides, or :PORT for any free local port
+    #[arg(required = true, value_name = "PORTS")]
+    pub ports: Vec<String>,
+    /// Namespace of the workload or Service
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
+    pub namespace: String,
+    /// The address of this machine to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    pub address: IpAddr,
+}
+
 /// Arguments of `stop`.
 #[derive(Debug, Clone, Args)]
 pub struct StopArgs {
@@ -405,15 +425,46 @@ pub struct WorkloadArgs {
     pub namespace: String,
 }
 
-fn port_pair(text: &str) -> Result<(u16, u16), String> {
+/// A port to publish on the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Publication {
+    /// A gateway's port, under another number.
+    Gateway { port: u16, machine: u16 },
+    /// A Service's port.
+    Service {
+        name: String,
+        namespace: String,
+        port: u16,
+        machine: u16,
+    },
+}
+
+fn publication(text: &str) -> Result<Publication, String> {
     let parse = |part: &str| {
         part.parse::<u16>()
             .map_err(|_| format!("{part:?} is not a port"))
     };
-    let (gateway, machine) = text
+    let (port, machine) = text
         .split_once('=')
-        .ok_or("expected GATEWAY-PORT=MACHINE-PORT")?;
-    Ok((parse(gateway)?, parse(machine)?))
+        .ok_or("expected GATEWAY-PORT=MACHINE-PORT or SERVICE:PORT=MACHINE-PORT")?;
+    let machine = parse(machine)?;
+
+    let Some((service, port)) = port.split_once(':') else {
+        let port = parse(port)?;
+        return Ok(Publication::Gateway { port, machine });
+    };
+    let (name, namespace) = service.split_once('.').unwrap_or((service, "default"));
+    if name.is_empty() || namespace.is_empty() {
+        return Err(format!(
+            "{service:?} is not a Service; write NAME or NAME.NAMESPACE"
+        ));
+    }
+    Ok(Publication::Service {
+        name: name.to_owned(),
+        namespace: namespace.to_owned(),
+        port: parse(port)?,
+        machine,
+    })
 }
 
 /// Parses a duration in Go's format (`30s`, `1h30m`). At least 30 s, so that certificates can be
@@ -436,9 +487,28 @@ mod tests {
         assert_eq!(lifetime("1h30m"), Ok(std::time::Duration::from_secs(5400)));
         assert!(lifetime("29s").unwrap_err().contains("30s at least"));
         assert!(lifetime("soon").is_err());
-        assert_eq!(port_pair("8080=0"), Ok((8080, 0)));
-        assert!(
-            port_pair("8080").is_err() && port_pair("8080=http").unwrap_err().contains("\"http\"")
-        );
+        let gateway = Publication::Gateway {
+            port: 8080,
+            machine: 0,
+        };
+        assert_eq!(publication("8080=0"), Ok(gateway));
+        let service = |namespace: &str| Publication::Service {
+            name: "web".to_owned(),
+            namespace: namespace.to_owned(),
+            port: 80,
+            machine: 8000,
+        };
+        assert_eq!(publication("web:80=8000"), Ok(service("default")));
+        assert_eq!(publication("web.shop:80=8000"), Ok(service("shop")));
+        for wrong in [
+            "8080",
+            "8080=http",
+            "web=80",
+            ":80=1",
+            "web.:80=1",
+            "web:http=1",
+        ] {
+            assert!(publication(wrong).is_err(), "{wrong}");
+        }
     }
 }

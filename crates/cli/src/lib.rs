@@ -13,6 +13,7 @@ mod mesh;
 mod names;
 mod objects;
 mod output;
+mod port_forward;
 mod sources;
 mod status;
 mod table;
@@ -43,6 +44,7 @@ pub fn run(mesh: &Mesh, command: args::MeshCommand) -> anyhow::Result<i32> {
             C::Run(args) => workloads::run(mesh, args).await,
             C::Logs(args) => workloads::logs(mesh, args).await,
             C::Exec(args) => workloads::exec(mesh, args).await,
+            C::PortForward(args) => port_forward::port_forward(mesh, args).await,
             C::Stop(args) => workloads::stop(mesh, args).await,
             C::Restart(args) => workloads::restart(mesh, args).await,
         }

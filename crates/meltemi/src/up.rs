@@ -8,8 +8,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
+use meltemi_cli::args::Publication;
 use meltemi_cli::{Mesh, UpArgs};
-use meltemi_node::{DialMap, Event, ImageMap, UpOptions};
+use meltemi_node::{DialMap, Event, ImageMap, ServicePublication, UpOptions};
 use printer::{Line, Printer};
 
 const DEMO: &[(&str, &str)] = &[
@@ -30,6 +31,7 @@ pub(crate) fn demo(mesh: Option<String>, run_dir: Option<PathBuf>, args: UpArgs)
     options
         .images
         .push(ImageMap::parse("demo/images.yaml", DEMO_IMAGES)?);
+    options.take_free_ports = true;
 
     run(options, Command::Demo)
 }
@@ -83,7 +85,22 @@ fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptio
     options.state_dir = args.state_dir;
     options.fresh = args.fresh;
     options.publish_address = args.publish_address;
-    options.publish = args.publish.into_iter().collect();
+    for publication in args.publish {
+        match publication {
+            Publication::Gateway { port, machine } => _ = options.publish.insert(port, machine),
+            Publication::Service {
+                name,
+                namespace,
+                port,
+                machine,
+            } => options.publish_services.push(ServicePublication {
+                name,
+                namespace,
+                port,
+                machine_port: machine,
+            }),
+        }
+    }
     options.gateways = !args.no_gateways;
     options.envoy = args.envoy;
     options.proxies = args.proxy;
@@ -147,7 +164,7 @@ const GREETING: &str = "Bookinfo is starting: six workloads, each in a network n
 
 /// The demo's address, and commands to try.
 fn hints(meltemi: &str, published: &[(u16, SocketAddr)]) -> String {
-    // If port 8080 was taken, a warning has been printed, and there is no page to show.
+    // Without a published port there is no page to show; a warning has said why.
     let page = published.iter().find(|(port, _)| *port == 8080).map_or_else(String::new, |(_, address)| {
         format!("Look:   http://{address}/productpage   (reload: the stars change as reviews v1, v2, v3 take turns)\n")
     });

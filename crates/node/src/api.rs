@@ -40,6 +40,19 @@ pub enum NodeRequest {
         /// Variables added to the application's environment, such as `TERM`.
         env: Vec<(String, String)>,
     },
+    /// Name the replica and port behind a destination; answered by [`NodeReply::Done`].
+    Resolve {
+        destination: Destination,
+        /// Port of the workload, or of the Service.
+        port: u16,
+    },
+    /// Open a connection to the destination, beside the workload's sidecar; answered by
+    /// [`NodeReply::Connected`].
+    Forward {
+        destination: Destination,
+        /// Port of the workload, or of the Service.
+        port: u16,
+    },
     /// Add a program as a workload; answered by [`NodeReply::Started`], then by its output until
     /// the client closes the connection or the workload is stopped.
     Run(Box<Run>),
@@ -79,6 +92,8 @@ pub enum NodeReply {
     Output(Vec<u8>),
     /// The replicas that were added.
     Started(Vec<WorkloadKey>),
+    /// The packet carries a connected TCP socket.
+    Connected,
     /// The exit code of the program; 128 + signal if a signal killed it.
     Exited(i32),
     /// The request succeeded; the text is shown to the user.
@@ -99,6 +114,15 @@ pub struct Target {
     pub namespace: String,
     /// Name of a Deployment or of a pod. [`ROUTER_TARGET`] is the router.
     pub name: String,
+}
+
+/// Where a forwarded connection ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Destination {
+    /// A ready replica of a workload.
+    Workload(Target),
+    /// A ready endpoint of a Service.
+    Service { namespace: String, name: String },
 }
 
 /// The target name by which `exec` runs a program in the router's network namespace, where the

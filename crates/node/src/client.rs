@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::api::{FollowUp, NodeReply, NodeRequest, ProgramName, Run, Target, WorkloadStatus};
+use crate::api::{
+    Destination, FollowUp, NodeReply, NodeRequest, ProgramName, Run, Target, WorkloadStatus,
+};
 use crate::fd_socket::FdSocket;
 use crate::spec::{ProxyKind, WorkloadKey};
 
@@ -169,6 +171,33 @@ impl Client {
         }
     }
 
+    /// Names the replica and port behind a destination's port, for the user.
+    pub async fn resolve(
+        &self,
+        destination: Destination,
+        port: u16,
+    ) -> Result<String, ClientError> {
+        self.send_and_confirm(NodeRequest::Resolve { destination, port })
+            .await
+    }
+
+    /// Opens a connection to a workload's program, beside its sidecar.
+    pub async fn forward(
+        &self,
+        destination: Destination,
+        port: u16,
+    ) -> Result<std::net::TcpStream, ClientError> {
+        let request = NodeRequest::Forward { destination, port };
+        let socket = self.send(&request, &[]).await?;
+        let Some((reply, mut fds)) = socket.receive::<NodeReply>().await? else {
+            return Err(ClientError::Ended);
+        };
+        match (accepted(reply)?, fds.pop()) {
+            (NodeReply::Connected, Some(fd)) => Ok(fd.into()),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
     /// Adds a program as a workload. Unless `run.detach` is set, the workload ends when the
     /// returned stream is dropped.
     pub async fn run(&self, run: Run) -> Result<(Vec<WorkloadKey>, Stream), ClientError> {
@@ -204,15 +233,23 @@ impl Client {
 /// Receives the next reply and turns a refusal into an error; `None` when the node closed the
 /// connection.
 async fn receive(socket: &FdSocket) -> Result<Option<NodeReply>, ClientError> {
-    match socket.receive::<NodeReply>().await?.map(|(reply, _)| reply) {
-        Some(NodeReply::Refused {
+    match socket.receive::<NodeReply>().await? {
+        Some((reply, _)) => accepted(reply).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Turns a refusal into an error.
+fn accepted(reply: NodeReply) -> Result<NodeReply, ClientError> {
+    match reply {
+        NodeReply::Refused {
             not_found: true,
             message,
-        }) => Err(ClientError::NotFound(message)),
-        Some(NodeReply::Refused {
+        } => Err(ClientError::NotFound(message)),
+        NodeReply::Refused {
             not_found: false,
             message,
-        }) => Err(ClientError::Refused(message)),
+        } => Err(ClientError::Refused(message)),
         other => Ok(other),
     }
 }

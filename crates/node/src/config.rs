@@ -12,6 +12,7 @@ use crate::dialler::DialMap;
 use crate::events::Event;
 use crate::images::ImageMap;
 use crate::launch::Folder;
+use crate::publication::ServicePublication;
 use crate::spec::ProxyChoice;
 
 /// Options of a mesh on this machine.
@@ -38,6 +39,10 @@ pub struct UpOptions {
     /// Machine port by gateway port, for gateway ports published under another number; 0 lets the
     /// kernel choose.
     pub publish: BTreeMap<u16, u16>,
+    /// Ports of Services to publish on the machine.
+    pub publish_services: Vec<ServicePublication>,
+    /// Publish a gateway's port on a free one if another program has it. Default: false.
+    pub take_free_ports: bool,
     /// Redirections of outside names and addresses.
     pub dial_map: DialMap,
     /// Whether to start the ingress and egress gateways. Default: true.
@@ -68,6 +73,8 @@ impl UpOptions {
             fresh: false,
             publish_address: Ipv4Addr::LOCALHOST.into(),
             publish: BTreeMap::new(),
+            publish_services: Vec::new(),
+            take_free_ports: false,
             dial_map: DialMap::default(),
             gateways: true,
             control_args: Vec::new(),
@@ -133,6 +140,7 @@ pub(crate) struct NodeConfig {
     /// The folders that no application may reach: `run_dir` and `state_dir`.
     pub(crate) covered: Vec<Folder>,
     pub(crate) gateways: bool,
+    pub(crate) publish_services: Vec<ServicePublication>,
     pub(crate) control_args: Vec<String>,
     pub(crate) sidecar_args: Vec<String>,
     pub(crate) proxies: ProxyChoice,

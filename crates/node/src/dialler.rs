@@ -8,7 +8,7 @@ mod map;
 mod request_queue;
 mod server;
 
-pub(crate) use client::Dialler;
+pub(crate) use client::{Dialler, Listening};
 pub use map::{DialMap, DialMapError};
 pub(crate) use server::{Machine, Server, ServerOptions};
 
@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::events::Event;
+use crate::publication::ServicePublication;
 
 /// A message from the node to the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -41,6 +42,8 @@ pub(crate) enum DiallerRequest {
         /// All ports of the gateway. A port published under another number avoids these.
         others: Vec<u16>,
     },
+    /// Open a listening TCP socket on the machine for a Service's port.
+    Publish(ServicePublication),
     /// Forward a raw DNS query to the machine's resolver.
     Dns {
         #[serde(with = "bytes")]
@@ -63,7 +66,11 @@ pub(crate) enum Answer {
     /// The connection is established.
     Done,
     /// The sockets listen on this address of the machine.
-    Listening(SocketAddr),
+    Listening {
+        address: SocketAddr,
+        /// The port that was wanted, if another program has it and a free one was taken instead.
+        taken: Option<u16>,
+    },
     /// The raw DNS answer of the machine's resolver.
     Dns(#[serde(with = "bytes")] Vec<u8>),
 }

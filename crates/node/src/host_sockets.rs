@@ -13,6 +13,7 @@ use meltemi_net::fdpass::{Channel, ChannelListener, ListenReply, ListenRequest};
 use meltemi_types::Protocol;
 
 use crate::context::Context;
+use crate::dialler::Listening;
 use crate::events::{Event, PublishedPort};
 use crate::gateways;
 
@@ -51,9 +52,21 @@ async fn serve(context: Arc<Context>, channel: Channel) {
                 let others = listening_ports(&context.worlds.borrow().snapshot);
 
                 match context.dialler.listen(wanted.port(), 1, others).await {
-                    Ok((address, fds)) => {
+                    Ok(Listening {
+                        address,
+                        taken,
+                        sockets,
+                    }) => {
+                        if let Some(taken) = taken {
+                            let text = format!(
+                                "port {taken} of {} is taken by another program (`ss -ltnp 'sport = :{taken}'` shows which); port {} serves instead",
+                                address.ip(),
+                                address.port()
+                            );
+                            context.warn(text).await;
+                        }
                         report_published(&context, wanted.port(), address).await;
-                        (ListenReply::Socket(address), fds.into_iter().next())
+                        (ListenReply::Socket(address), sockets.into_iter().next())
                     }
                     Err(error) => {
                         context

@@ -3,6 +3,7 @@
 
 mod api_server;
 mod exec;
+mod forward;
 mod reconcile;
 mod requests;
 mod state;
@@ -33,7 +34,7 @@ use crate::resolver::Resolver;
 use crate::services::Services;
 use crate::{
     control, gateways, host_sockets, image_files, kernel, links, objects, relay, reporter,
-    services, settings,
+    service_ports, services, settings,
 };
 
 /// Exit code of a node whose channel to the supervisor closed.
@@ -160,6 +161,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     let node = Node::new(Arc::clone(&context));
     tokio::spawn(control::keep_running(Arc::clone(&context), control_up));
     host_sockets::start(&context)?;
+    service_ports::start(&context).await;
     api_server::start(Arc::clone(&node))?;
     dialler.show(Event::NodeUp).await;
 

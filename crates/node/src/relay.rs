@@ -63,23 +63,12 @@ pub(crate) async fn serve(listener: TcpListener, relay: Relay) {
 impl Relay {
     /// Connects to the original destination and copies until both sides are closed. A failure on
     /// either side resets both, so that the application sees an error instead of a clean end.
-    async fn carry(&self, mut inner: TcpStream) {
+    async fn carry(&self, inner: TcpStream) {
         let Some(to) = original_destination(&inner) else {
             return reset(&inner);
         };
         match self.dial(&inner, to).await {
-            Ok(mut outer) => {
-                for stream in [&inner, &outer] {
-                    let _ = (stream.set_nodelay(true), keep_alive(stream));
-                }
-                if tokio::io::copy_bidirectional(&mut inner, &mut outer)
-                    .await
-                    .is_err()
-                {
-                    reset(&inner);
-                    reset(&outer);
-                }
-            }
+            Ok(outer) => copy(inner, outer).await,
             Err(error) => {
                 tracing::debug!(%to, %error, "cannot connect");
                 reset(&inner);
@@ -101,6 +90,18 @@ impl Relay {
         }
 
         self.dialler.connect(to).await.and_then(TcpStream::from_std)
+    }
+}
+
+/// Copies until both sides are closed. A failure on either side resets both.
+pub(crate) async fn copy(mut inner: TcpStream, mut outer: TcpStream) {
+    for stream in [&inner, &outer] {
+        let _ = (stream.set_nodelay(true), keep_alive(stream));
+    }
+    let copied = tokio::io::copy_bidirectional(&mut inner, &mut outer).await;
+    if copied.is_err() {
+        reset(&inner);
+        reset(&outer);
     }
 }
 
@@ -126,7 +127,7 @@ fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
 }
 
 /// Makes the connection end with RST when it is dropped, as a refused connection does.
-fn reset(stream: &TcpStream) {
+pub(crate) fn reset(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 

@@ -147,7 +147,12 @@ fn aliases(objects: &Tables) -> HashMap<String, String> {
     services.collect()
 }
 
-fn endpoints(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Vec<SocketAddr> {
+/// The ready endpoints of a Service's port.
+pub(crate) fn endpoints(
+    snapshot: &Snapshot,
+    service: &Service,
+    port: &ServicePort,
+) -> Vec<SocketAddr> {
     let all = snapshot.port_endpoints(&service.key, port);
     let usable = all
         .iter()

@@ -38,6 +38,8 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         fresh,
         publish_address,
         publish,
+        publish_services,
+        take_free_ports,
         dial_map,
         gateways,
         control_args,
@@ -97,6 +99,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         state_dir,
         covered,
         gateways,
+        publish_services,
         control_args,
         sidecar_args,
         proxies,
@@ -116,6 +119,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
     let server_options = ServerOptions {
         publish_address,
         publish,
+        take_free_ports,
         map: dial_map,
     };
 

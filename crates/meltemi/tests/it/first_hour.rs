@@ -1,5 +1,9 @@
 //! What a newcomer meets first: the access log, what is in force from before, ways in, events.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use crate::http;
 use crate::mesh::Plan;
 use crate::objects::{both, teapot};
 use crate::peers::{App, Peers, curl, yaml};
@@ -101,4 +105,108 @@ fn the_demo_has_a_mesh_of_its_own_that_commands_find() {
     );
     assert!(!mesh.cli(&["--mesh", "default", "status"]).status.success());
     assert!(mesh.said("  meltemi status"), "{:?}", mesh.lines());
+}
+
+#[test]
+fn services_are_reached_from_the_machine_without_a_gateway() {
+    let Some(peers) = Peers::of("services_are_reached_from_the_machine_without_a_gateway") else {
+        return;
+    };
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+                  metadata: {name: default, namespace: istio-system}\nspec: {mtls: {mode: STRICT}}\n";
+    let mesh = Plan::new()
+        .argument("--publish")
+        .argument("ledger:9080=0")
+        .argument("--publish")
+        .argument("nobody:1=0")
+        .file("apps.yaml", &yaml(&[peers.recorder("ledger")]))
+        .start();
+
+    // Published: through the sidecar, which logs the request.
+    let lines = mesh.lines();
+    let address = lines
+        .iter()
+        .find_map(|line| line.strip_prefix("ledger port 9080: http://"))
+        .unwrap_or_else(|| panic!("{lines:?}"))
+        .parse()
+        .expect("an address");
+    assert!(
+        mesh.said("--publish nobody:1: there is no Service \"nobody\""),
+        "{lines:?}"
+    );
+    let get = |address, path: &str| http::get(address, path, &[]).map(|answer| answer.status);
+    mesh.wait("the published port answers", || {
+        get(address, "/published").is_ok_and(|s| s == 200)
+    });
+    let log = || both(&mesh.cli(&["logs", "ledger", "-c", "proxy"]));
+    mesh.wait("the sidecar logs it", || log().contains("GET /published"));
+
+    // Forwarded: beside the sidecar.
+    let mut command = mesh.cli_command();
+    command.args(["port-forward", "svc/ledger", ":9080"]);
+    let mut forward = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let mut said = BufReader::new(forward.stdout.take().expect("piped"));
+    let mut line = String::new();
+    said.read_line(&mut line).expect("a line");
+    let place = line
+        .strip_prefix("Forwarding from ")
+        .and_then(|rest| rest.split(' ').next())
+        .and_then(|address| address.parse().ok())
+        .unwrap_or_else(|| panic!("{line}"));
+    assert!(line.ends_with("-> ledger-0 port 9080\n"), "{line}");
+    assert_eq!(get(place, "/forwarded").expect("an answer"), 200);
+
+    mesh.write("strict.yaml", strict);
+    mesh.wait("STRICT refuses plaintext", || {
+        get(address, "/strict").is_err()
+    });
+    assert_eq!(get(place, "/strict").expect("an answer"), 200);
+    let log = log();
+    assert!(!log.contains("GET /forwarded"), "{log}");
+    forward.kill().expect("it runs");
+    forward.wait().expect("a child");
+
+    for (target, reason) in [
+        ("svc/ledger", "use one of its ports: 9080"),
+        ("svc/nobody", "no Service \"nobody\""),
+        ("nobody", "no workload \"nobody\""),
+    ] {
+        let refused = mesh.cli(&["port-forward", target, ":81"]);
+        assert!(
+            refused.status.code() == Some(1) && both(&refused).contains(reason),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
+fn a_demo_whose_port_is_taken_takes_a_free_one() {
+    if Peers::of("a_demo_whose_port_is_taken_takes_a_free_one").is_none() {
+        return;
+    }
+    // Another program has the port, whoever that may be.
+    let _taken = std::net::TcpListener::bind("127.0.0.1:8080");
+    let mesh = Plan::new().demo().without_publish().start();
+    assert!(
+        mesh.said("port 8080 of 127.0.0.1 is taken by another program"),
+        "{:?}",
+        mesh.lines()
+    );
+    let address = mesh.published(8080).expect("published elsewhere");
+    assert_ne!(address.port(), 8080);
+    assert!(
+        mesh.said(&format!("Look:   http://{address}/productpage")),
+        "{:?}",
+        mesh.lines()
+    );
+
+    let answer = mesh.get("/", &[]);
+    assert_eq!(answer.status, 302);
+    assert_eq!(
+        answer.header("location"),
+        Some(&*format!("http://{address}/productpage"))
+    );
 }

@@ -46,6 +46,8 @@ pub struct Plan {
     /// Size of the file system that the state is on, if it has one of its own.
     state_size: Option<String>,
     alone: bool,
+    /// Gateway port 8080 is published as it is by default.
+    by_default: bool,
     /// Whoever reads leaves after this.
     is_read_until: Option<&'static str>,
 }
@@ -70,6 +72,7 @@ impl Plan {
             environment: Vec::new(),
             state_size: None,
             alone: false,
+            by_default: false,
             is_read_until: None,
         }
     }
@@ -102,6 +105,12 @@ impl Plan {
     /// the line of this text.
     pub fn nohup_read_until(mut self, text: &'static str) -> Self {
         self.is_read_until = Some(text);
+        self
+    }
+
+    /// With the gateway's port 8080 published as it is by default, instead of on any free port.
+    pub fn without_publish(mut self) -> Self {
+        self.by_default = true;
         self
     }
 
@@ -178,9 +187,10 @@ impl Plan {
             }
         };
 
-        command
-            .args([self.command, "--publish", "8080=0", "-f"])
-            .arg(self.path("config"));
+        command.args([self.command, "-f"]).arg(self.path("config"));
+        if !self.by_default {
+            command.args(["--publish", "8080=0"]);
+        }
         command
             .arg("--images")
             .arg(self.path("images.yaml"))

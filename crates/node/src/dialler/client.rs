@@ -14,10 +14,21 @@ use tokio::sync::oneshot;
 use super::{Answer, DiallerReply, DiallerRequest, Failure, ToSupervisor};
 use crate::events::Event;
 use crate::fd_socket::FdSocket;
+use crate::publication::ServicePublication;
 
 /// Limit for one request. It exceeds the supervisor's own limits, 10 s in the queue and 10 s to
 /// connect, so that normally the supervisor's error arrives first.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Sockets of the machine that listen for the node.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    /// The machine's address.
+    pub(crate) address: SocketAddr,
+    /// The port that was wanted, if another program has it and a free one was taken instead.
+    pub(crate) taken: Option<u16>,
+    pub(crate) sockets: Vec<OwnedFd>,
+}
 
 type Waiting = HashMap<u64, oneshot::Sender<(Result<Answer, Failure>, Vec<OwnedFd>)>>;
 
@@ -116,22 +127,33 @@ impl Dialler {
     }
 
     /// Opens `count` listening sockets on the machine for the gateway port `port`; `others` are all
-    /// ports of the gateway. Returns the machine's address and the sockets.
+    /// ports of the gateway.
     pub(crate) async fn listen(
         &self,
         port: u16,
         count: u16,
         others: Vec<u16>,
-    ) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
-        match self
-            .request(DiallerRequest::Listen {
-                port,
-                count,
-                others,
-            })
-            .await?
-        {
-            (Answer::Listening(address), fds) => Ok((address, fds)),
+    ) -> io::Result<Listening> {
+        let request = DiallerRequest::Listen {
+            port,
+            count,
+            others,
+        };
+        self.listening(request).await
+    }
+
+    /// Opens a listening socket on the machine for a Service's port.
+    pub(crate) async fn publish(&self, port: ServicePublication) -> io::Result<Listening> {
+        self.listening(DiallerRequest::Publish(port)).await
+    }
+
+    async fn listening(&self, request: DiallerRequest) -> io::Result<Listening> {
+        match self.request(request).await? {
+            (Answer::Listening { address, taken }, sockets) => Ok(Listening {
+                address,
+                taken,
+                sockets,
+            }),
             _ => Err(io::Error::other("the supervisor answered something else")),
         }
     }

@@ -14,11 +14,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 
+use super::client::Listening;
 use super::request_queue::RequestQueue;
 use super::{Answer, DialMap, DiallerReply, DiallerRequest, Failure, ToSupervisor};
 use crate::dns;
 use crate::events::Event;
 use crate::fd_socket::{FdSocket, MAX_FDS};
+use crate::publication::ServicePublication;
 
 /// Limits of connects: (running, waiting). Their sum is the number of connections that the relay
 /// carries.
@@ -37,6 +39,8 @@ pub(crate) struct ServerOptions {
     pub(crate) publish_address: IpAddr,
     /// Machine port by gateway port, where the user chose one.
     pub(crate) publish: BTreeMap<u16, u16>,
+    /// Whether a gateway's port that another program has is published on a free one instead.
+    pub(crate) take_free_ports: bool,
     /// Redirections of outside names and addresses.
     pub(crate) map: DialMap,
 }
@@ -48,6 +52,8 @@ pub(crate) struct Machine {
     /// Address and sockets by gateway port. The supervisor keeps the sockets open: connections
     /// queue while a gateway restarts, and the restarted gateway accepts them.
     published: Mutex<BTreeMap<u16, (SocketAddr, Vec<OwnedFd>)>>,
+    /// The same for ports of Services, by the words of `--publish`.
+    services: Mutex<BTreeMap<String, (SocketAddr, OwnedFd)>>,
 }
 
 /// Serves one node.
@@ -82,8 +88,8 @@ impl Server {
             let place = match &request {
                 DiallerRequest::Connect(_) => Some(self.connects.admit()),
                 DiallerRequest::Dns { .. } => Some(self.lookups.admit()),
-                // Listening never blocks, and there are only as many requests as gateway ports.
-                DiallerRequest::Listen { .. } => None,
+                // Listening never blocks, and there are only as many requests as ports.
+                DiallerRequest::Listen { .. } | DiallerRequest::Publish(_) => None,
             };
 
             let server = Arc::clone(&self);
@@ -150,6 +156,7 @@ impl Machine {
             options,
             map,
             published: Mutex::default(),
+            services: Mutex::default(),
         })
     }
 
@@ -164,8 +171,20 @@ impl Machine {
                 count,
                 others,
             } => {
-                let (address, fds) = self.listen(port, count, &others)?;
-                Ok((Answer::Listening(address), fds))
+                let Listening {
+                    address,
+                    taken,
+                    sockets,
+                } = self.listen(port, count, &others)?;
+                Ok((Answer::Listening { address, taken }, sockets))
+            }
+            DiallerRequest::Publish(publication) => {
+                let (address, socket) = self.publish(&publication)?;
+                let answer = Answer::Listening {
+                    address,
+                    taken: None,
+                };
+                Ok((answer, vec![socket]))
             }
             DiallerRequest::Dns { query, tcp } => {
                 Ok((Answer::Dns(self.resolve(&query, tcp).await?), Vec::new()))
@@ -194,12 +213,7 @@ impl Machine {
 
     /// Returns copies of the sockets that listen for the gateway port `port`, opening them at the
     /// first request.
-    fn listen(
-        &self,
-        port: u16,
-        count: u16,
-        others: &[u16],
-    ) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
+    fn listen(&self, port: u16, count: u16, others: &[u16]) -> io::Result<Listening> {
         let count = usize::from(count).clamp(1, MAX_FDS);
         let mut published = self
             .published
@@ -215,7 +229,11 @@ impl Machine {
                 .take(count)
                 .map(OwnedFd::try_clone)
                 .collect::<io::Result<_>>()?;
-            return Ok((*address, copies));
+            return Ok(Listening {
+                address: *address,
+                taken: None,
+                sockets: copies,
+            });
         }
 
         let taken_ports: Vec<u16> = published
@@ -226,21 +244,20 @@ impl Machine {
         let chosen = self.options.publish.get(&port).copied();
         let outer = chosen.unwrap_or_else(|| published_port(port, others, &taken_ports));
         let wanted = SocketAddr::new(self.options.publish_address, outer);
-        let explain = |e: io::Error| match e.kind() {
-            io::ErrorKind::AddrInUse => io::Error::other(format!(
-                "port {outer} of {} is taken by another program (`ss -ltnp 'sport = :{outer}'` shows which); stop it, or publish gateway port {port} elsewhere with --publish {port}=OTHER",
-                wanted.ip()
-            )),
-            _ => io::Error::new(e.kind(), format!("cannot listen on {wanted}: {e}")),
+        let explain = |e| {
+            let remedy =
+                format!("publish gateway port {port} elsewhere with --publish {port}=OTHER");
+            explain(e, wanted, &remedy)
         };
 
-        // SO_REUSEPORT would share the port with another program of the same user without an error.
-        // Bind once without it to find out whether the port is free.
-        let address = {
-            let probe = listener(wanted, false).map_err(explain)?;
-            probe.local_addr()?.as_socket().unwrap_or(wanted)
+        let is_taken = |e: &io::Error| e.kind() == io::ErrorKind::AddrInUse;
+        let (address, taken) = match free_address(wanted) {
+            Err(e) if is_taken(&e) && self.options.take_free_ports && chosen.is_none() => {
+                let any = free_address(SocketAddr::new(wanted.ip(), 0)).map_err(explain)?;
+                (any, Some(outer))
+            }
+            other => (other.map_err(explain)?, None),
         };
-
         let sockets: Vec<OwnedFd> = (0..count)
             .map(|_| Ok(listener(address, true).map_err(explain)?.into()))
             .collect::<io::Result<_>>()?;
@@ -250,8 +267,35 @@ impl Machine {
             .collect::<io::Result<_>>()?;
 
         published.insert(port, (address, sockets));
+        Ok(Listening {
+            address,
+            taken,
+            sockets: copies,
+        })
+    }
 
-        Ok((address, copies))
+    /// Returns a copy of the socket that listens for a Service's port, opening it at the first
+    /// request.
+    fn publish(&self, publication: &ServicePublication) -> io::Result<(SocketAddr, OwnedFd)> {
+        let mut services = self
+            .services
+            .lock()
+            .expect("nothing panics while it holds the table");
+        let label = publication.label();
+        if let Some((address, socket)) = services.get(&label) {
+            return Ok((*address, socket.try_clone()?));
+        }
+
+        let wanted = SocketAddr::new(self.options.publish_address, publication.machine_port);
+        let explain = |e| {
+            let remedy = format!("publish it elsewhere with --publish {label}=OTHER");
+            explain(e, wanted, &remedy)
+        };
+        let address = free_address(wanted).map_err(explain)?;
+        let socket: OwnedFd = listener(address, true).map_err(explain)?.into();
+        let copy = socket.try_clone()?;
+        services.insert(label, (address, socket));
+        Ok((address, copy))
     }
 
     /// Answers a mapped name from the dial map; otherwise asks the servers of `/etc/resolv.conf` in
@@ -305,6 +349,26 @@ fn published_port(port: u16, others: &[u16], published: &[u16]) -> u16 {
         |number: &u16| !published.contains(number) && (*number == port || !others.contains(number));
     let candidates = std::iter::successors(Some(first), |number| number.checked_add(10_000));
     candidates.into_iter().find(is_free).unwrap_or(0)
+}
+
+/// The address with a port filled in, if no program listens there.
+///
+/// `SO_REUSEPORT` would share the port with another program of the same user without an error, so
+/// this binds once without it.
+fn free_address(wanted: SocketAddr) -> io::Result<SocketAddr> {
+    let probe = listener(wanted, false)?;
+    Ok(probe.local_addr()?.as_socket().unwrap_or(wanted))
+}
+
+/// Why the machine cannot listen on an address, and what to do about it.
+fn explain(error: io::Error, wanted: SocketAddr, remedy: &str) -> io::Error {
+    let (ip, port) = (wanted.ip(), wanted.port());
+    match error.kind() {
+        io::ErrorKind::AddrInUse => io::Error::other(format!(
+            "port {port} of {ip} is taken by another program (`ss -ltnp 'sport = :{port}'` shows which); stop it, or {remedy}"
+        )),
+        _ => io::Error::new(error.kind(), format!("cannot listen on {wanted}: {error}")),
+    }
 }
 
 /// Binds a socket. A `shared` socket listens and allows others on the same port; one that is not
@@ -388,6 +452,7 @@ mod tests {
         let options = ServerOptions {
             publish_address: Ipv4Addr::LOCALHOST.into(),
             publish: [(80, 0), (81, 0)].into(),
+            take_free_ports: true,
             map: DialMap::parse(map).unwrap(),
         };
         Machine::new(options)
@@ -514,18 +579,55 @@ mod tests {
     async fn a_restarted_gateway_gets_the_same_port() {
         let machine = machine("");
         let dialler = start(&machine);
-        let (address, sockets) = dialler.listen(80, 2, Vec::new()).await.unwrap();
+        let first = dialler.listen(80, 2, Vec::new()).await.unwrap();
+        assert_eq!(first.sockets.len(), 2);
+        let address = first.address;
+        drop(first);
+        let again = dialler.listen(80, 3, Vec::new()).await.unwrap();
+        assert_eq!(again.address, address);
 
-        assert_eq!(sockets.len(), 2);
-        drop(sockets);
-        assert_eq!(dialler.listen(80, 3, Vec::new()).await.unwrap().0, address);
         let queued = std::net::TcpStream::connect(address);
         assert!(queued.is_ok(), "the queue outlives the gateway");
         drop(dialler);
         assert_eq!(
-            start(&machine).listen(80, 1, Vec::new()).await.unwrap().0,
+            start(&machine)
+                .listen(80, 1, Vec::new())
+                .await
+                .unwrap()
+                .address,
             address,
             "and the node"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named_and_a_free_one_serves_instead() {
+        let machine = machine("");
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = other.local_addr().unwrap().port();
+        let listening = machine.listen(port, 1, &[]).unwrap();
+        assert_eq!(listening.taken, Some(port));
+        assert_ne!(listening.address.port(), port);
+
+        let publication = ServicePublication {
+            name: "web".to_owned(),
+            namespace: "shop".to_owned(),
+            port: 80,
+            machine_port: port,
+        };
+        let refused = machine.publish(&publication).unwrap_err().to_string();
+        assert!(
+            refused.contains("taken by another program")
+                && refused.contains("--publish web.shop:80=OTHER"),
+            "{refused}"
+        );
+        drop(other);
+        let (address, _) = machine.publish(&publication).unwrap();
+        assert_eq!(address.port(), port);
+        assert_eq!(
+            machine.publish(&publication).unwrap().0,
+            address,
+            "the same socket"
         );
     }
 

@@ -1,16 +1,16 @@
 //! Serves [`crate::api`] at `RUN/node.sock`, one request per connection.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use meltemi_net::fdpass::ChannelListener;
 
-use super::exec;
 use super::requests::{self, Refusal, refused};
 use super::state::Node;
-use crate::api::{FollowUp, NodeReply, NodeRequest, Run, Target};
+use super::{exec, forward};
+use crate::api::{Destination, FollowUp, NodeReply, NodeRequest, Run, Target};
 use crate::child;
 use crate::fd_socket::FdSocket;
 use crate::log::Log;
@@ -79,6 +79,13 @@ impl ClientConnection {
             NodeRequest::Exec { target, argv, env } => {
                 return self.exec(node, &target, argv, env, fds).await;
             }
+            NodeRequest::Resolve { destination, port } => {
+                let found = forward::resolve(node, &destination, port);
+                found.map(|(key, port)| NodeReply::Done(format!("{} port {port}", key.pod)))
+            }
+            NodeRequest::Forward { destination, port } => {
+                return self.forward(node, &destination, port).await;
+            }
             NodeRequest::Run(run) => return self.run(node, *run).await,
             NodeRequest::Stop(target) => requests::stop(node, &target),
             NodeRequest::Restart { target, part } => requests::restart(node, &target, part),
@@ -97,6 +104,21 @@ impl ClientConnection {
             message: refusal.message,
         })
         .await
+    }
+
+    async fn forward(&self, node: &Node, destination: &Destination, port: u16) -> io::Result<()> {
+        let connected = match forward::resolve(node, destination, port) {
+            Ok((key, port)) => forward::connect(node, &key, port).await,
+            Err(refusal) => Err(refusal),
+        };
+        match connected {
+            Ok(socket) => {
+                self.socket
+                    .send(&NodeReply::Connected, &[socket.as_fd()])
+                    .await
+            }
+            Err(refusal) => self.refuse(refusal).await,
+        }
     }
 
     async fn logs(
