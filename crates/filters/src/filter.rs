@@ -5,6 +5,7 @@ pub mod cors;
 pub mod ext_authz;
 pub mod fault;
 pub mod header_mutation;
+pub mod jwt_authn;
 pub mod peer_metadata;
 pub mod rate_limit;
 pub mod rbac;

@@ -34,6 +34,7 @@ use crate::filter::buffer::Buffer;
 use crate::filter::ext_authz::ExtAuthz;
 use crate::filter::fault::Fault;
 use crate::filter::header_mutation::HeaderMutation;
+use crate::filter::jwt_authn::JwtAuthn;
 use crate::filter::peer_metadata::PeerMetadata;
 use crate::filter::rate_limit::LocalRateLimit;
 use crate::filter::rbac::Rbac;
@@ -62,6 +63,8 @@ pub enum HttpFilter {
     Buffer(Buffer),
     /// `envoy.filters.http.ext_authz`.
     ExtAuthz(Box<ExtAuthz>),
+    /// `envoy.filters.http.jwt_authn`.
+    JwtAuthn(Box<JwtAuthn>),
     /// A filter of an optional crate.
     Extension(Arc<dyn Extension>),
 }
@@ -83,7 +86,8 @@ impl HttpFilter {
             | Self::Fault(_)
             | Self::Alpn(_)
             | Self::SetFilterState(_)
-            | Self::Buffer(_) => Needs::default(),
+            | Self::Buffer(_)
+            | Self::JwtAuthn(_) => Needs::default(),
         }
     }
 
@@ -135,6 +139,11 @@ impl HttpFilter {
 
             (Self::ExtAuthz(authz), _) => authz.on_request(&route.check_settings(), event, cx),
 
+            (Self::JwtAuthn(tokens), Some(Override::TokenRequirement(name))) => {
+                tokens.on_request(Some(name), cx)
+            }
+            (Self::JwtAuthn(tokens), _) => tokens.on_request(None, cx),
+
             (Self::Extension(extension), _) => extension.on_request(event, cx),
         }
     }
@@ -162,7 +171,8 @@ impl HttpFilter {
                 | Self::Cors
                 | Self::Alpn(_)
                 | Self::SetFilterState(_)
-                | Self::Buffer(_),
+                | Self::Buffer(_)
+                | Self::JwtAuthn(_),
                 _,
             ) => {}
         }

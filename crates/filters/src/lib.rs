@@ -31,7 +31,7 @@ mod reply;
 pub use conn::{ConnInfo, TlsPeer, TransportProtocol};
 pub use filter::peer_metadata::PeerMetadata;
 pub use filter::{
-    buffer, cors, ext_authz, fault, header_mutation, rate_limit, rbac, set_filter_state,
+    buffer, cors, ext_authz, fault, header_mutation, jwt_authn, rate_limit, rbac, set_filter_state,
 };
 pub use finding::{Rejection, Scope, Warning};
 pub use flag::{ResponseFlag, ResponseFlags};

@@ -95,6 +95,8 @@ pub enum Cause {
     Cors,
     /// External authorization: the cluster that was asked, and the result of the call.
     ExternalAuthorization(Arc<str>, Cow<'static, str>),
+    /// A token that is missing, or that nobody can check; in which way.
+    Token(&'static str),
     /// A body is longer than a filter holds; the filter's name.
     BodyTooLarge(Arc<str>),
     /// A timeout: which one, and whose: a route, filter chain or listener.
@@ -128,6 +130,7 @@ impl Cause {
             Self::RateLimit(_) => "rate_limit",
             Self::Cors => "cors",
             Self::ExternalAuthorization(..) => "external_authorization",
+            Self::Token(_) => "token",
             Self::BodyTooLarge(_) => "body_too_large",
             Self::Timeout(..) => "timeout",
             Self::Protocol(_) => "protocol",
@@ -163,6 +166,7 @@ impl std::fmt::Display for Cause {
             Self::ExternalAuthorization(cluster, how) => {
                 write!(f, "external authorization by {cluster}: {how}")
             }
+            Self::Token(how) => f.write_str(how),
             Self::BodyTooLarge(filter) => write!(f, "body too large for {filter}"),
             Self::Timeout(which, whose) => write!(f, "{which} of {whose}"),
             Self::Protocol(how) => write!(f, "protocol error: {how}"),

@@ -16,6 +16,7 @@ pub(crate) use meltemi_filters::http::FilterShared;
 use meltemi_filters::http::{
     HttpChain, HttpFilter, HttpFilterSlot, Override, Overrides, Router, Stats,
 };
+use meltemi_filters::jwt_authn::{self, JwtAuthn};
 use meltemi_filters::rate_limit::LocalRateLimit;
 use meltemi_filters::rbac::Rbac;
 use meltemi_filters::set_filter_state::SetFilterState;
@@ -183,6 +184,10 @@ fn compile_filter(
                 &scope.unpack(any)?,
                 scope,
             )?))
+        }
+        "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication" => {
+            let tokens = JwtAuthn::compile(&scope.unpack(any)?, &shared.counters, scope)?;
+            HttpFilter::JwtAuthn(Box::new(tokens))
         }
         "envoy.extensions.filters.http.set_filter_state.v3.Config" => HttpFilter::SetFilterState(
             Box::new(SetFilterState::compile(&scope.unpack(any)?, scope)?),
@@ -365,6 +370,12 @@ fn compile_override(
                 PerRoute::Disabled => Override::Disabled,
                 PerRoute::Enabled => Override::Enabled,
                 PerRoute::Settings(settings) => Override::ExtAuthz(Box::new(settings)),
+            }
+        }
+        "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig" => {
+            match jwt_authn::requirement_of_route(&scope.unpack(any)?) {
+                Some(name) => Override::TokenRequirement(name),
+                None => Override::Disabled,
             }
         }
         // The filter that it would change is left out, see `LEFT_OUT`.

@@ -34,6 +34,8 @@ pub enum Override {
     Buffer(Buffer),
     /// `envoy.filters.http.ext_authz`.
     ExtAuthz(Box<CheckSettings>),
+    /// `envoy.filters.http.jwt_authn`: the name of a requirement.
+    TokenRequirement(Box<str>),
 }
 
 /// Settings of one route, virtual host, weighted cluster or table, by the filter's name.
