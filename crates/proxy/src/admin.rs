@@ -53,6 +53,12 @@ pub async fn serve(socket: std::net::TcpListener, inspector: Inspector, only_met
 
 type Page = Response<Full<Bytes>>;
 
+/// The text of `/ready`: the state's name, and a line for each remark.
+fn ready(state: ServerState, remarks: Vec<String>) -> String {
+    let lines = std::iter::once(state.name().to_owned()).chain(remarks);
+    lines.map(|line| line + "\n").collect()
+}
+
 fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Page {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
@@ -144,11 +150,9 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
     match path {
         "/" | "/help" => text(pages::HELP),
         "/ready" => match common.state() {
-            ServerState::Live => text("LIVE\n"),
+            ServerState::Live => text(ready(ServerState::Live, inspector.caveats().await)),
             state => {
-                let reasons = inspector.not_ready().await;
-                let lines = std::iter::once(state.name().to_owned()).chain(reasons);
-                let text: String = lines.map(|line| line + "\n").collect();
+                let text = ready(state, inspector.not_ready().await);
                 page(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
             }
         },

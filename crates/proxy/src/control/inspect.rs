@@ -41,6 +41,12 @@ impl Inspector {
         reasons.await.unwrap_or_default()
     }
 
+    /// What an operator has to know of a proxy that is ready, one line each.
+    pub async fn caveats(&self) -> Vec<String> {
+        let caveats = self.look(|state, _, _| state.caveats());
+        caveats.await.unwrap_or_default()
+    }
+
     /// The listeners that serve, and the addresses that lead to them.
     pub async fn listeners(&self) -> Vec<(Arc<str>, Vec<Address>)> {
         let (answer, receiver) = oneshot::channel();

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use meltemi_filters::http::HttpFilter;
 use meltemi_proto::Any;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
 use meltemi_proxy_config::bootstrap::Bootstrap;
@@ -500,6 +501,29 @@ impl State {
         clusters.chain(listeners).chain(refused).collect()
     }
 
+    /// What an operator has to know of a proxy that is ready, one line each: listeners that serve
+    /// an older version, since the newest was refused, and listeners that deny tokens.
+    pub fn caveats(&self) -> Vec<String> {
+        let mut caveats = Vec::new();
+        for (name, slot) in &self.listeners {
+            let Some(active) = &slot.active else { continue };
+            if let Some(refused) = &slot.refused {
+                let reason = &refused.reason;
+                caveats.push(format!(
+                    "listener {name:?} serves an older version: the newest was refused: {reason}"
+                ));
+            }
+
+            if denies_tokens(&active.value) {
+                caveats.push(format!(
+                    "listener {name:?} denies requests with a token: tokens are not checked yet (jwt_authn)"
+                ));
+            }
+        }
+
+        caveats
+    }
+
     /// Listeners of which every version was refused.
     fn never_served(&self) -> impl Iterator<Item = (&Arc<str>, &Refused)> {
         self.listeners
@@ -559,6 +583,16 @@ fn tables(listener: &Listener) -> impl Iterator<Item = Arc<str>> + '_ {
             },
             Terminal::Tcp(_) => None,
         })
+}
+
+fn denies_tokens(listener: &Listener) -> bool {
+    listener.chains.iter().any(|chain| match &chain.terminal {
+        Terminal::Http(http) => {
+            let mut filters = http.filters.slots().map(|(_, slot)| &slot.filter);
+            filters.any(|filter| matches!(filter, HttpFilter::JwtAuthn(_)))
+        }
+        Terminal::Tcp(_) => false,
+    })
 }
 
 fn secrets_of(chain: &FilterChain) -> impl Iterator<Item = &SecretRef> {

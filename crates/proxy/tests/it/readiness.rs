@@ -13,6 +13,7 @@ use meltemi_proto::discovery::{
 };
 use meltemi_proto::envoy::config::bootstrap::v3 as bootstrap;
 use meltemi_proto::envoy::config::core::v3 as core;
+use meltemi_proto::envoy::extensions::filters::http::jwt_authn::v3 as jwt;
 use meltemi_proto::envoy::extensions::transport_sockets::tls::v3 as tls;
 use meltemi_proto::pack;
 use meltemi_proto::type_url::{LISTENER, SECRET};
@@ -229,4 +230,38 @@ async fn readiness_waits_for_secrets_and_names_each_refused_listener() {
         .resources
         .send_replace(Some(std::sync::Arc::new(listeners(false))));
     ready_says(&running, &["LIVE"]).await;
+}
+
+#[tokio::test]
+async fn a_ready_proxy_names_listeners_that_deny_tokens_or_serve_an_older_version() {
+    let set = |version: &str, is_good: bool| {
+        let tokens = http_filter(
+            "envoy.filters.http.jwt_authn",
+            pack(&jwt::JwtAuthentication::default()),
+        );
+        let mut manager = manager(inline(table("routes", vec![forward("/", "up")])));
+        manager.http_filters.insert(0, tokens);
+        let mut served = listener("web", vec![http_chain(&manager)]);
+        if !is_good {
+            served.filter_chains[0].filters.clear();
+        }
+
+        let mut set = ResourceSet::new();
+        set.insert(LISTENER, "web", version, pack(&served));
+        set
+    };
+
+    let server = Server::start(set("1", true)).await;
+    let running = Running::start(ProxyOptions {
+        xds: Some(server.client()),
+        ..administered()
+    });
+    let denies = "listener \"web\" denies requests with a token";
+    ready_says(&running, &["LIVE\n", denies]).await;
+
+    server
+        .resources
+        .send_replace(Some(std::sync::Arc::new(set("2", false))));
+    let older = "listener \"web\" serves an older version: the newest was refused: filter_chains";
+    ready_says(&running, &["LIVE\n", denies, older]).await;
 }
