@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::{
-    AuthorizationPolicy, DestinationRule, Gateway, NamespacedName, PeerAuthentication, Service,
-    ServiceKey, Sidecar, Telemetry, VirtualService, Workload,
+    AuthorizationPolicy, DestinationRule, Gateway, NamespacedName, PeerAuthentication,
+    RequestAuthentication, Service, ServiceKey, Sidecar, Telemetry, VirtualService, Workload,
 };
 
 /// The values that an object had: before and after a change. One of them if it came or went.
@@ -42,6 +42,7 @@ pub struct ChangeSet {
     pub peer_authentications: Changed<PeerAuthentication>,
     /// AuthorizationPolicies.
     pub authorization_policies: Changed<AuthorizationPolicy>,
+    pub request_authentications: Changed<RequestAuthentication>,
     pub telemetries: Changed<Telemetry>,
     /// Secrets whose credential changed. The values are left out: a change must not keep old keys.
     pub secrets: BTreeSet<NamespacedName>,
@@ -86,6 +87,7 @@ impl ChangeSet {
             sidecars,
             peer_authentications,
             authorization_policies,
+            request_authentications,
             telemetries,
             secrets,
         } = self;
@@ -98,6 +100,7 @@ impl ChangeSet {
             && sidecars.is_empty()
             && peer_authentications.is_empty()
             && authorization_policies.is_empty()
+            && request_authentications.is_empty()
             && telemetries.is_empty()
             && secrets.is_empty()
     }

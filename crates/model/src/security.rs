@@ -196,11 +196,33 @@ impl AuthorizationPolicies {
     }
 }
 
-/// One RequestAuthentication. Its rules are not read yet: no proxy checks tokens.
+/// One RequestAuthentication.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RequestAuthentication {
     /// The object.
     pub origin: Origin,
     /// Which workloads.
     pub target: PolicyTarget,
+    /// The issuers.
+    pub rules: Vec<TokenRule>,
+}
+
+/// One of jwtRules: where the tokens of an issuer stand in a request. Its keys are not read yet: no
+/// proxy checks tokens, and requests with a token are denied.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TokenRule {
+    pub issuer: String,
+    /// fromHeaders: names, and what stands before the token. Without any place, a token stands in
+    /// `authorization` after `Bearer `, or in the query parameter `access_token`.
+    pub headers: Vec<(String, String)>,
+    /// fromParams.
+    pub parameters: Vec<String>,
+    /// fromCookies.
+    pub cookies: Vec<String>,
+    /// presence: a request without a token is denied.
+    pub is_required: bool,
+    /// Headers that only the proxy may write (outputPayloadToHeader).
+    pub payload_header: String,
+    /// The same for claims (outputClaimToHeaders): header and claim.
+    pub claim_headers: Vec<(String, String)>,
 }

@@ -6,13 +6,14 @@
 
 mod condition;
 mod external;
+mod tokens;
 mod value;
 
 use std::collections::HashMap;
 
 use meltemi_model::{
     AuthorizationPolicies, AuthorizationPolicy, Authorizer, AuthzAction, AuthzRule,
-    CustomAuthorization,
+    CustomAuthorization, TokenRule,
 };
 use meltemi_proto::pack;
 
@@ -33,6 +34,8 @@ pub(crate) struct AuthzInput {
     pub policies: AuthorizationPolicies,
     /// The mesh's own first, then its aliases.
     pub trust_domains: Vec<String>,
+    /// The issuers whose tokens requests may carry.
+    pub tokens: Vec<TokenRule>,
 }
 
 /// The protocol that rules are written for.
@@ -57,6 +60,10 @@ struct Built<'a> {
 /// The HTTP filters, in order. `can_ask`: the client has the ext_authz filter.
 pub(crate) fn http_filters(input: &AuthzInput, can_ask: bool) -> Vec<HttpFilter> {
     let mut filters = Vec::new();
+    if let Some(message) = tokens::filter(&input.tokens) {
+        filters.push(http_filter(tokens::FILTER, &message));
+    }
+
     for built in build(input, Layer::Http, can_ask) {
         filters.push(http_filter(
             HTTP_FILTER,

@@ -117,6 +117,16 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
     }
 
     at.each("fromHeaders", from_headers, |header, at| {
+        if header.prefix.chars().any(char::is_control) {
+            at.field("prefix", |at| {
+                at.error(
+                    INVALID,
+                    "a control character, which no header can hold",
+                    "write the text before the token, such as \"Bearer \"",
+                )
+            });
+        }
+
         if !header.name.is_empty() && !is_header_name(&header.name) {
             at.field("name", |at| {
                 at.error(

@@ -26,6 +26,7 @@ mod protocols;
 mod request;
 mod security;
 mod soak;
+mod tokens;
 mod tour;
 
 use std::path::PathBuf;

@@ -2,7 +2,7 @@
 //! policy seem to hold.
 
 use meltemi_api::networking::{ClientTlsSettings, TrafficPolicy};
-use meltemi_api::security::{AuthorizationPolicy, Source};
+use meltemi_api::security::{AuthorizationPolicy, RequestAuthentication, Source};
 use meltemi_api::{Kind, MeshConfig, Object, Spec};
 use meltemi_types::{Diagnostic, Protocol, Severity};
 
@@ -16,16 +16,7 @@ const NO_TOKENS: &str = "tokens are not checked yet: no request has a request pr
 pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
     for object in snapshot.tables.iter() {
         match &object.spec {
-            Spec::RequestAuthentication(_) => {
-                let message = "RequestAuthentication is not served yet: tokens are not checked, and no request has a request principal";
-                tell(
-                    object,
-                    "spec",
-                    message,
-                    "check tokens in the application, or in a proxy in front of it",
-                    found,
-                );
-            }
+            Spec::RequestAuthentication(spec) => request_authentication(object, spec, found),
             Spec::EnvoyFilter(_) | Spec::WasmPlugin(_) | Spec::TrafficExtension(_) => {
                 let message = format!("{} is not served yet and has no effect", object.kind);
                 tell(
@@ -217,6 +208,39 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                 found,
             );
         }
+    }
+}
+
+fn request_authentication(
+    object: &Object,
+    spec: &RequestAuthentication,
+    found: &mut Vec<Diagnostic>,
+) {
+    let RequestAuthentication {
+        selector: _,
+        target_ref,
+        target_refs,
+        jwt_rules,
+    } = spec;
+
+    if target_ref.is_some() || !target_refs.is_empty() {
+        let field = if target_ref.is_some() {
+            "spec.targetRef"
+        } else {
+            "spec.targetRefs"
+        };
+        let message = "what it refers to is not served yet: tokens are checked nowhere";
+        tell(
+            object,
+            field,
+            message,
+            "choose workloads by selector",
+            found,
+        );
+    } else if !jwt_rules.is_empty() {
+        let message = "tokens are not checked yet: the workloads that it selects deny every request with a token (401), and no request has a request principal";
+        let remedy = "call them without a token, or check tokens in the application and remove the RequestAuthentication";
+        tell(object, "spec.jwtRules", message, remedy, found);
     }
 }
 

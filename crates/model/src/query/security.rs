@@ -8,6 +8,7 @@ use meltemi_types::Labels;
 use crate::{
     AuthorizationPolicies, AuthorizationPolicy, AuthzAction, CustomAuthorization,
     EffectivePeerAuthentication, MtlsMode, Origin, PeerAuthentication, PolicyTarget, Snapshot,
+    TokenRule,
 };
 
 impl Snapshot {
@@ -110,6 +111,21 @@ impl Snapshot {
         }
 
         found
+    }
+
+    /// The rules for tokens of a workload, in the order of its RequestAuthentications: those of the
+    /// root namespace, then those of its own, each oldest first.
+    pub fn token_rules(&self, namespace: &str, labels: &Labels) -> Vec<TokenRule> {
+        let all = self.lowered.request_authentications.values();
+        let mut applicable: Vec<_> = all
+            .filter(|own| self.is_attached(&own.origin, &own.target, namespace, labels))
+            .collect();
+        applicable.sort_by_key(|own| self.policy_order(&own.origin));
+
+        applicable
+            .iter()
+            .flat_map(|own| own.rules.iter().cloned())
+            .collect()
     }
 
     /// Whether a policy applies to a workload.

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use meltemi_types::{Labels, Selector};
 
 use crate::{
-    AuthorizationPolicy, ChangeSet, DestinationRule, Gateway, GatewayRef, Hostname, NamespacedName,
-    Origin, PeerAuthentication, PolicyTarget, Provider, Service, ServiceChange, Sidecar,
-    SidecarScope, Snapshot, Telemetry, VirtualService, Workload,
+    ChangeSet, DestinationRule, Gateway, GatewayRef, Hostname, NamespacedName, Origin,
+    PeerAuthentication, PolicyTarget, Provider, Service, ServiceChange, Sidecar, SidecarScope,
+    Snapshot, Telemetry, VirtualService, Workload,
 };
 
 /// What a proxy says of itself, as far as its configuration depends on it.
@@ -97,6 +97,7 @@ pub fn touches(changes: &ChangeSet, scope: &ProxyScope) -> bool {
         sidecars,
         peer_authentications,
         authorization_policies,
+        request_authentications,
         telemetries,
         secrets,
     } = changes;
@@ -113,7 +114,8 @@ pub fn touches(changes: &ChangeSet, scope: &ProxyScope) -> bool {
         || any(gateways.values(), |gateway| scope.serves(gateway))
         || any(sidecars.values(), |sidecar| scope.is_selected_by_sidecar(sidecar))
         || any(peer_authentications.values(), |policy| scope.heeds(policy))
-        || any(authorization_policies.values(), |policy| scope.enforces(policy))
+        || any(authorization_policies.values(), |policy| scope.enforces(&policy.origin, &policy.target))
+        || any(request_authentications.values(), |own| scope.enforces(&own.origin, &own.target))
         || any(telemetries.values(), |telemetry| scope.reports_by(telemetry))
         || secrets.iter().any(|secret| scope.reads_secret(secret))
 }
@@ -218,12 +220,12 @@ impl ProxyScope {
                 .any(|service| service.selector.is_some() && service.namespace() == declared_in)
     }
 
-    fn enforces(&self, policy: &AuthorizationPolicy) -> bool {
-        let declared_in = policy.origin.object.namespace.as_str();
+    fn enforces(&self, origin: &Origin, target: &PolicyTarget) -> bool {
+        let declared_in = origin.object.namespace.as_str();
         let is_near = declared_in == self.facts.namespace || declared_in == self.root_namespace;
 
         is_near
-            && match &policy.target {
+            && match target {
                 PolicyTarget::All => true,
                 PolicyTarget::Workloads(selector) => selector.selects(&self.facts.labels),
                 PolicyTarget::References(_) => false,

@@ -32,6 +32,10 @@ pub(super) fn changes(prev: &Snapshot, next: &Snapshot) -> ChangeSet {
             &old.authorization_policies,
             &new.authorization_policies,
         ),
+        request_authentications: changed_objects(
+            &old.request_authentications,
+            &new.request_authentications,
+        ),
         telemetries: changed_objects(&old.telemetries, &new.telemetries),
         secrets: changed_objects(&old.secrets, &new.secrets)
             .into_keys()

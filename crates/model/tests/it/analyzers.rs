@@ -257,7 +257,7 @@ data:
             "MEL0307 DestinationRule/out.default spec.trafficPolicy.tls.caCrl",
             "MEL0307 DestinationRule/secret.default spec.trafficPolicy.tls.credentialName",
             "MEL0307 EnvoyFilter/patch.default spec",
-            "MEL0307 RequestAuthentication/jwt.default spec",
+            "MEL0307 RequestAuthentication/jwt.default spec.jwtRules",
             "MEL0307 Sidecar/bound.default spec.ingress[0].bind",
             "MEL0307 WorkloadEntry/far.default spec.network",
         ]

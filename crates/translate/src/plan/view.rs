@@ -179,6 +179,9 @@ impl<'a> View<'a> {
         AuthzInput {
             policies,
             trust_domains: self.trust_domains.clone(),
+            tokens: self
+                .snapshot
+                .token_rules(&self.proxy.namespace, &self.proxy.labels),
         }
     }
 

@@ -311,6 +311,21 @@ fn policies_touch_the_workloads_that_they_select() {
 }
 
 #[test]
+fn request_authentications_touch_the_workloads_that_they_select() {
+    let mut mesh = mesh();
+    let tokens = |namespace: &str, issuer: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: q, namespace: {namespace}}}\nspec: {{selector: {{matchLabels: {{app: w1}}}}, jwtRules: [{{issuer: {issuer}}}]}}"
+        )
+    };
+
+    assert_eq!(short(&mesh.apply(&tokens("a", "i"))), ["p1.a"]);
+    assert_eq!(short(&mesh.apply(&tokens("a", "j"))), ["p1.a"]);
+    assert_eq!(short(&mesh.apply(&tokens("istio-system", "i"))), ["p1.a"]);
+    assert!(mesh.apply(&tokens("b", "i")).is_empty());
+}
+
+#[test]
 fn servers_that_switch_mutual_tls_off_touch_their_clients() {
     let mut mesh = mesh();
     mesh.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: p9, namespace: b, labels: {app: w0, security.istio.io/tlsMode: istio}}\nspec: {containers: [{name: c}]}\nstatus: {phase: Running, podIP: 10.9.0.1}");
@@ -372,12 +387,11 @@ status: {phase: Running, podIP: 10.9.0.1, conditions: [{type: Ready, status: \"T
 }
 
 #[test]
-fn namespaces_accounts_and_tokens_touch_nobody() {
+fn namespaces_and_accounts_touch_nobody() {
     let mut mesh = mesh();
     for text in [
         "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {x: one}}",
         "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: one, namespace: a}",
-        "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: q, namespace: a}\nspec: {jwtRules: [{issuer: i}]}",
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: other, namespace: a}\ndata: {x: one}",
     ] {
         assert!(mesh.apply(text).is_empty(), "{text}");

@@ -6,7 +6,8 @@ use meltemi_api::{Object, Spec, TargetReference, WorkloadSelector};
 use crate::lower::{Findings, origin};
 use crate::{
     AuthorizationPolicy, AuthzAction, AuthzCondition, AuthzOperation, AuthzRule, AuthzSource,
-    MtlsMode, PeerAuthentication, PolicyTarget, RequestAuthentication, TargetRef, Values,
+    MtlsMode, PeerAuthentication, PolicyTarget, RequestAuthentication, TargetRef, TokenRule,
+    Values,
 };
 use meltemi_types::{Selector, parse_go_bool};
 
@@ -240,5 +241,42 @@ pub(crate) fn lower_request_authentication(
             spec.target_ref.as_ref(),
             &spec.target_refs,
         ),
+        rules: spec.jwt_rules.iter().map(lower_token_rule).collect(),
+    }
+}
+
+/// Destructured, so that a new place of tokens cannot be forgotten.
+fn lower_token_rule(rule: &api::JwtRule) -> TokenRule {
+    let api::JwtRule {
+        issuer,
+        from_headers,
+        from_params,
+        from_cookies,
+        output_payload_to_header,
+        output_claim_to_headers,
+        presence,
+        // Without a check nothing is accepted, so that these decide nothing.
+        audiences: _,
+        jwks_uri: _,
+        jwks: _,
+        forward_original_token: _,
+        timeout: _,
+        space_delimited_claims: _,
+    } = rule;
+
+    TokenRule {
+        issuer: issuer.clone(),
+        headers: from_headers
+            .iter()
+            .map(|header| (header.name.clone(), header.prefix.clone()))
+            .collect(),
+        parameters: from_params.clone(),
+        cookies: from_cookies.clone(),
+        is_required: *presence == api::JwtPresence::Required,
+        payload_header: output_payload_to_header.clone(),
+        claim_headers: output_claim_to_headers
+            .iter()
+            .map(|output| (output.header.clone(), output.claim.clone()))
+            .collect(),
     }
 }
