@@ -48,7 +48,7 @@ pub(crate) enum RouteInput {
     },
     /// Everything to the original destination.
     Passthrough { cluster: String },
-    /// Everything answered with a status: `block_all` 502, `blackhole` 404.
+    /// Everything answered with a status: `block_all` 502.
     Refuse { name: String, status: u32 },
 }
 

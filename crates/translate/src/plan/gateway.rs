@@ -29,7 +29,7 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
         for server in &gateway.servers {
             let bind = server
                 .bind
-                .map_or_else(|| "0.0.0.0".to_owned(), |ip| ip.to_string());
+                .map_or_else(|| view.wildcard().to_owned(), |ip| ip.to_string());
             let proxy = &view.proxy;
             for port in view.snapshot.gateway_ports(
                 &proxy.namespace,
@@ -103,7 +103,7 @@ fn plan_port(view: &View<'_>, bind: &str, port: u16, servers: &[Declared], plan:
     }
 
     let name = format!("{bind}_{port}");
-    let suffix = if bind == "0.0.0.0" {
+    let suffix = if bind == view.wildcard() {
         String::new()
     } else {
         format!(".{bind}")
@@ -555,10 +555,8 @@ fn route_table(
         list.push(Arc::new(VirtualHostInput {
             name: format!("blackhole:{port}"),
             domains: vec!["*".to_owned()],
-            routes: vec![RouteInput::Refuse {
-                name: "blackhole".to_owned(),
-                status: 404,
-            }],
+            // Without a route the proxy answers 404 and logs `NR`, as with Istio.
+            routes: Vec::new(),
             require_tls: false,
         }));
     }

@@ -20,8 +20,6 @@ use crate::filters::{Direction, HttpInput, RouteSource, TcpInput};
 use crate::listener::{ChainFilters, ChainInput, ChainMatch, Inspect, ListenerInput, Transport};
 use crate::tls::DownstreamTls;
 
-const WILDCARD: &str = "0.0.0.0";
-
 /// What listens on one address and port.
 #[derive(Debug, Default)]
 struct PortPlan {
@@ -71,7 +69,9 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
 
         // An HTTP port that a Sidecar names is served even if no service has it.
         if let Some(port) = only.filter(|port| port.protocol.is_http() && port.number != 0) {
-            let entry = ports.entry((WILDCARD.to_owned(), port.number)).or_default();
+            let entry = ports
+                .entry((view.wildcard().to_owned(), port.number))
+                .or_default();
             entry.routes.get_or_insert_with(|| port.number.to_string());
             let scopes = tables.entry(port.number).or_default();
             if !scopes.iter().any(|held| std::ptr::eq(*held, egress)) {
@@ -147,7 +147,7 @@ fn add_port<'a>(
     if port.protocol.is_http()
         || (port.protocol.is_sniffed() && addresses(view, service, port).is_empty())
     {
-        let entry = ports.entry(key(WILDCARD)).or_default();
+        let entry = ports.entry(key(view.wildcard())).or_default();
         let is_first = entry.routes.is_none();
         entry.all_sniffed = port.protocol.is_sniffed() && (is_first || entry.all_sniffed);
         entry.routes.get_or_insert_with(|| number.to_string());
@@ -192,7 +192,7 @@ fn add_port<'a>(
         .collect();
 
     if own_addresses.is_empty() || !networks.is_empty() {
-        let entry = ports.entry(key(WILDCARD)).or_default();
+        let entry = ports.entry(key(view.wildcard())).or_default();
         for (condition, tcp) in chains {
             let mut condition = condition;
             if condition.destinations.is_empty() {
@@ -382,7 +382,7 @@ fn virtual_outbound(view: &View<'_>) -> ListenerInput {
 
     ListenerInput {
         name: "virtualOutbound".to_owned(),
-        address: WILDCARD.to_owned(),
+        address: view.wildcard().to_owned(),
         port,
         bind_to_port: true,
         use_original_dst: true,

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use meltemi_model::{
@@ -161,6 +162,16 @@ impl<'a> View<'a> {
             .workload(&key)
             .map(|workload| workload.node.clone())
             .unwrap_or_default()
+    }
+
+    /// The address that stands for every address that the proxy's calls go to. Source: Istio
+    /// `getWildcardsAndLocalHost`.
+    pub fn wildcard(&self) -> &'static str {
+        let ips = &self.proxy.ips;
+        match !ips.is_empty() && ips.iter().all(IpAddr::is_ipv6) {
+            true => "::",
+            false => "0.0.0.0",
+        }
     }
 
     pub fn outbound_policy(&self) -> &OutboundPolicy {

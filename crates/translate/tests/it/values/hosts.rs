@@ -1,5 +1,10 @@
 //! Which hosts a sidecar serves on which port.
 
+use meltemi_proto::envoy::config::core::v3::address;
+use meltemi_proto::envoy::config::listener::v3::Listener;
+use meltemi_proto::{type_url, unpack};
+use meltemi_translate::Proxy;
+
 use super::{caller, destination_rule, host, table, translated};
 
 /// `known` has port 80, `other` port 9000, `udpfirst` UDP and TCP on port 80.
@@ -101,16 +106,14 @@ fn a_udp_port_hides_no_tcp_port_of_the_same_number() {
     // The endpoints are those of the TCP port.
     let name = "outbound|80||udpfirst.shop.svc.cluster.local";
     let endpoints = world
-        .of(meltemi_proto::type_url::ENDPOINT)
+        .of(type_url::ENDPOINT)
         .iter()
         .find(|one| one.name == name)
         .expect("endpoints");
     let text = format!(
         "{:?}",
-        meltemi_proto::unpack::<meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment>(
-            &endpoints.any
-        )
-        .expect("an assignment")
+        unpack::<meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment>(&endpoints.any)
+            .expect("an assignment")
     );
     assert!(text.contains("PortValue(8080)"), "{text}");
 }
@@ -142,12 +145,11 @@ fn a_partial_wildcard_costs_no_chain_but_its_own() {
     );
     let world = translated(&caller(), &format!("{SERVICES}{entries}"));
     let listener = world
-        .of(meltemi_proto::type_url::LISTENER)
+        .of(type_url::LISTENER)
         .iter()
         .find(|one| one.name == "0.0.0.0_443")
         .expect("a listener");
-    let listener: meltemi_proto::envoy::config::listener::v3::Listener =
-        meltemi_proto::unpack(&listener.any).expect("a listener");
+    let listener: Listener = unpack(&listener.any).expect("a listener");
 
     let names: Vec<String> = listener
         .filter_chains
@@ -171,7 +173,7 @@ spec: {clusterIP: 10.45.9.9, ports: [{name: http, port: 15006}, {name: tcp, port
 ";
     let world = translated(&caller(), taken);
     let names: Vec<&str> = world
-        .of(meltemi_proto::type_url::LISTENER)
+        .of(type_url::LISTENER)
         .iter()
         .map(|one| one.name.as_str())
         .collect();
@@ -195,12 +197,12 @@ spec:
 ";
     let world = translated(&caller(), entry);
     let endpoints = world
-        .of(meltemi_proto::type_url::ENDPOINT)
+        .of(type_url::ENDPOINT)
         .iter()
         .find(|one| one.name == "outbound|80||heavy.example.org")
         .expect("endpoints");
     let endpoints: meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment =
-        meltemi_proto::unpack(&endpoints.any).expect("an assignment");
+        unpack(&endpoints.any).expect("an assignment");
 
     let weights: Vec<u64> = endpoints.endpoints[0]
         .lb_endpoints
@@ -212,4 +214,71 @@ spec:
         "{weights:?}"
     );
     assert!(weights[0] == weights[1] && weights[0] > 1_000_000 && weights[2] == 1);
+}
+
+/// Addresses and ports of the listeners, `BIND_PORT` as their names.
+fn binds(proxy: &Proxy, objects: &str) -> Vec<(String, String)> {
+    let world = translated(proxy, &format!("{SERVICES}---\n{objects}"));
+    let bind = |listener: Listener| {
+        let Some(address::Address::SocketAddress(at)) = listener.address.and_then(|a| a.address)
+        else {
+            panic!("no socket address");
+        };
+        (listener.name, at.address)
+    };
+
+    let listeners = world.of(type_url::LISTENER).iter();
+    listeners
+        .map(|one| bind(unpack(&one.any).expect("a listener")))
+        .collect()
+}
+
+/// Source: Istio `getWildcardsAndLocalHost`.
+#[test]
+fn a_workload_with_ipv6_alone_listens_on_its_wildcard() {
+    const GATEWAY: &str = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: edge}\nspec: {selector: {istio: ingressgateway}, servers: [{port: {number: 8000, name: http, protocol: HTTP}, hosts: ['*']}]}";
+    let caller = |ips: &[&str]| Proxy {
+        ips: ips
+            .iter()
+            .map(|ip| ip.parse().expect("an address"))
+            .collect(),
+        ..caller()
+    };
+    let gateway = |ips: &[&str]| Proxy {
+        ips: ips
+            .iter()
+            .map(|ip| ip.parse().expect("an address"))
+            .collect(),
+        ..crate::entry()
+    };
+
+    for (ips, wildcard) in [
+        (&["fd00::9"][..], "::"),
+        (&["10.44.1.9"], "0.0.0.0"),
+        (&["10.44.1.9", "fd00::9"], "0.0.0.0"),
+    ] {
+        let sidecar = binds(&caller(ips), "");
+        for name in ["virtualOutbound".to_owned(), format!("{wildcard}_80")] {
+            let bind = sidecar.iter().find(|(own, _)| *own == name);
+            assert_eq!(bind.map(|(_, at)| &**at), Some(wildcard), "{sidecar:?}");
+        }
+
+        let gateway = gateway(ips);
+        let name = format!("{wildcard}_8000");
+        assert_eq!(binds(&gateway, GATEWAY), [(name, wildcard.to_owned())]);
+        table(&translated(&gateway, GATEWAY), "http.8000");
+    }
+}
+
+/// As with Istio, whose empty list of routes gives Envoy's 404 with `NR`.
+#[test]
+fn a_gateway_port_without_routes_has_none() {
+    let gateway = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: edge}\nspec: {selector: {istio: ingressgateway}, servers: [{port: {number: 8000, name: http, protocol: HTTP}, hosts: ['*']}]}";
+    let world = translated(&crate::entry(), gateway);
+    let hosts = table(&world, "http.8000").virtual_hosts;
+    let hosts: Vec<_> = hosts
+        .iter()
+        .map(|host| (&*host.name, &*host.domains, host.routes.len()))
+        .collect();
+    assert_eq!(hosts, [("blackhole:8000", &["*".to_owned()][..], 0)]);
 }
