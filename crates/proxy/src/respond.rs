@@ -47,6 +47,8 @@ pub struct H2Responder {
     pub respond: h2::server::SendResponse<Piece>,
     /// Of the stream's connection.
     pub budget: Rc<SendBudget>,
+    /// The client still waits for a 100.
+    pub wants_continue: bool,
 }
 
 /// The body that comes after a response head.
@@ -124,6 +126,19 @@ impl<'a> Responder<'a> {
                     BodyOut::H2(BodySender::new(stream, to.budget.clone()))
                 })
             }
+        }
+    }
+
+    /// Tells a client of HTTP/2 that waits for it to send its body. A client of HTTP/1.1 is told when
+    /// its body is first read, see [`BodyIn::next`].
+    pub fn invite_body(&mut self) {
+        if let Self::H2(to) = self
+            && std::mem::take(&mut to.wants_continue)
+        {
+            let mut interim = http::Response::new(());
+            *interim.status_mut() = http::StatusCode::CONTINUE;
+            // Fails only when the stream is gone, which the reader of the body reports.
+            let _ = to.respond.send_informational(interim);
         }
     }
 

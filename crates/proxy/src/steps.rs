@@ -136,6 +136,7 @@ pub async fn request(
                     });
                 }
                 Step::Hold(hold) => {
+                    responder.invite_body();
                     hold_request(inputs, slot, hold, &mut held, body, info).await?;
                     next = Next::Held;
                 }

@@ -12,7 +12,7 @@ use super::input::Input;
 use crate::io::{Io, Stream};
 
 /// Interim responses that one exchange may bring.
-const MAX_INTERIM: usize = 16;
+pub const MAX_INTERIM: usize = 16;
 
 /// Why no response came.
 #[derive(Debug, thiserror::Error)]

@@ -69,7 +69,7 @@ fn add_fields(
                 }
                 cookies.extend_from_slice(value.as_bytes());
             }
-            http::header::HOST if request => {}
+            http::header::HOST | http::header::EXPECT if request => {}
             _ => fields.append(name.as_str(), value.as_bytes()),
         }
     }
@@ -81,15 +81,39 @@ fn add_fields(
     Ok(())
 }
 
+/// Whether a client waits for a 100 before it sends its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expectation {
+    None,
+    Continue,
+}
+
+/// RFC 9110 §10.1.1. The field is for us: nobody behind us shall answer it a second time.
+fn expectation(headers: &HeaderMap) -> Result<Expectation, BadHead> {
+    let mut expectation = Expectation::None;
+    for value in headers.get_all(http::header::EXPECT) {
+        if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") {
+            return Err(BadHead {
+                status: 417,
+                details: "http2.unknown_expectation",
+            });
+        }
+        expectation = Expectation::Continue;
+    }
+
+    Ok(expectation)
+}
+
 /// A request as it came over HTTP/2, of so many fields at most. RFC 9113 §8.3.1.
 pub fn request_from(
     parts: &http::request::Parts,
     limit: usize,
     head: &mut RequestHead,
-) -> Result<(), BadHead> {
+) -> Result<Expectation, BadHead> {
     head.clear();
     head.version = HttpVersion::Http2;
     add_fields(&parts.headers, limit, head.fields_mut(), true)?;
+    let expectation = expectation(&parts.headers)?;
     if !is_method(parts.method.as_str()) {
         return Err(bad("http2.invalid_method"));
     }
@@ -136,7 +160,7 @@ pub fn request_from(
         None => return Err(bad("http2.missing_path")),
     }
 
-    Ok(())
+    Ok(expectation)
 }
 
 fn header_map(fields: &Fields) -> HeaderMap {
@@ -265,7 +289,7 @@ mod tests {
             let response = response.body(()).expect("well formed").into_parts().0;
             let request = request_from(&parts(request), 100, &mut RequestHead::new());
             let answer = response_from(&response, 100, &mut ResponseHead::default());
-            assert_eq!(request, answer, "{name}: {values:?}");
+            assert_eq!(request.err(), answer.err(), "{name}: {values:?}");
             request.err().map(|refusal| refusal.details)
         };
 

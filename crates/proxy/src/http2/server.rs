@@ -15,10 +15,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::heads::{self, Expectation};
 use super::meter::{Alarm, Metered};
 use super::resets::Resets;
 use super::send::{Piece, SendBudget};
-use super::{PING_TIMEOUT, REMEMBERED_RESETS, heads, keep_alive, small_frames};
+use super::{PING_TIMEOUT, REMEMBERED_RESETS, keep_alive, small_frames};
 use crate::body::BodyIn;
 use crate::downstream::Downstream;
 use crate::exchange::state::Ended;
@@ -242,7 +243,11 @@ where
     ) -> Result<(), &'static str> {
         let (streams, conn) = (self.streams.clone(), self.conn.clone());
         let budget = self.budget.clone();
-        let responder = H2Responder { respond, budget };
+        let responder = H2Responder {
+            respond,
+            budget,
+            wants_continue: false,
+        };
         streams.active.set(streams.active.get() + 1);
         streams.resets.borrow_mut().open(std::time::Instant::now());
         if streams.resets.borrow().is_flood() {
@@ -336,7 +341,7 @@ async fn serve_stream(
     worker: Rc<Worker>,
     conn: Rc<Downstream>,
     request: http::Request<h2::RecvStream>,
-    responder: H2Responder,
+    mut responder: H2Responder,
 ) -> Ended {
     let view = worker.view_of(&conn);
     let limit = view
@@ -346,8 +351,10 @@ async fn serve_stream(
 
     let (parts, body) = request.into_parts();
     let mut head: RequestHead = worker.take_head();
+    let expectation = heads::request_from(&parts, limit, &mut head);
+    responder.wants_continue = expectation == Ok(Expectation::Continue) && !body.is_end_stream();
     let responder = Responder::H2(responder);
-    let ended = if let Err(bad) = heads::request_from(&parts, limit, &mut head) {
+    let ended = if let Err(bad) = expectation {
         let reply = LocalReply::new(
             bad.status,
             reason(bad.status),

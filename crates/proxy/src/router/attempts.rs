@@ -148,6 +148,8 @@ async fn send_attempt(
     let ends = (source, upload);
     let mut attempt = Attempt::new(forwarding, (head, host), ends, &progress, reused);
 
+    // RFC 9110 §10.1.1: there is somebody to send the body to.
+    client.responder.invite_body();
     let awaited = attempt.await_head(client.responder).await;
     progress.note(&exchange.info);
     let start = match awaited {

@@ -2,6 +2,7 @@
 //! comes from.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 
 use meltemi_filters::head::ResponseHead;
 
@@ -78,6 +79,7 @@ impl<'u> ResponseSource<'u> {
                 })
             }
             Self::H2 { response } => {
+                skip_interim(response).await?;
                 let (parts, stream) = response.await.map_err(NoResponse::H2)?.into_parts();
                 heads::response_from(&parts, limits.fields, head)
                     .map_err(|bad| NoResponse::BadHead(bad.details))?;
@@ -121,4 +123,19 @@ impl<'u> ResponseSource<'u> {
             (Self::H2 { .. }, None) => BodyIn::Empty,
         }
     }
+}
+
+/// Drops interim responses until the final one, or the end of the stream, has come. The codec itself
+/// would drop them without end.
+async fn skip_interim(response: &mut h2::client::ResponseFuture) -> Result<(), NoResponse> {
+    let mut interim = 0;
+    while let Some(dropped) = poll_fn(|cx| response.poll_informational(cx)).await {
+        dropped.map_err(NoResponse::H2)?;
+        interim += 1;
+        if interim > client::MAX_INTERIM {
+            return Err(NoResponse::BadHead("http2.too_many_interim_responses"));
+        }
+    }
+
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! HTTP/2 on either side or both.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -112,6 +113,44 @@ async fn http2_in_front_of_http1_and_the_other_way_round() {
     );
 
     assert_eq!(body, "ping");
+}
+
+#[tokio::test]
+async fn clients_that_expect_100_are_told_to_send() {
+    let manager = manager(inline(table(
+        "r",
+        vec![forward("/none", "none"), forward("/", "up")],
+    )));
+    let clusters = vec![
+        static_cluster("up", &[peers::echo("up").await]),
+        static_cluster("none", &[]),
+    ];
+    let running = Running::with(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
+    let mut send = connect(running.at("in").await).await;
+    let mut ask = |path: &str, expectation: &str| {
+        let request = Request::post(format!("http://svc{path}")).header("expect", expectation);
+        send.send_request(request.body(()).expect("good"), false)
+            .expect("sent")
+    };
+
+    let (mut response, mut body) = ask("/x", "100-Continue");
+    let interim = poll_fn(|cx| response.poll_informational(cx)).await;
+    let interim = interim.expect("an interim response").expect("whole");
+    assert_eq!(interim.status(), 100);
+    body.send_data(Bytes::from_static(b"payload"), true)
+        .expect("sent");
+    let (data, _) = body_of(response.await.expect("a response").into_body()).await;
+    let text = String::from_utf8(data).expect("text");
+    assert!(text.ends_with("payload"), "{text}");
+    assert!(!text.contains("expect"), "it was answered: {text}");
+
+    // Nobody takes the body, or knows what else is expected.
+    for (path, expectation, status) in [("/none", "100-continue", 503), ("/x", "a-miracle", 417)] {
+        let (mut response, _body) = ask(path, expectation);
+        let interim = poll_fn(|cx| response.poll_informational(cx)).await;
+        assert!(interim.is_none(), "{path}");
+        assert_eq!(response.await.expect("a response").status(), status);
+    }
 }
 
 #[tokio::test]
@@ -230,7 +269,7 @@ async fn chatty(small: usize) -> (SocketAddr, std::sync::Arc<std::sync::atomic::
                         for _ in 0..small {
                             send.reserve_capacity(15);
                             while send.capacity() < 15 {
-                                let more = std::future::poll_fn(|cx| send.poll_capacity(cx)).await;
+                                let more = poll_fn(|cx| send.poll_capacity(cx)).await;
                                 more.expect("the stream lives")
                                     .expect("the connection lives");
                             }

@@ -215,7 +215,15 @@ async fn pass_body(
         tee: None,
         stalls: forwarding.stalls,
     };
-    let mut down = pin!(pump(from, out, flow, keep_trailers));
+    let mut down = pin!(async {
+        let passed = pump(from, out, flow, keep_trailers).await;
+        if let Err(PumpError::Read(_)) = &passed {
+            // The head may still wait for the first piece: the client must see that there was an
+            // answer. A write that fails changes nothing, since the body is broken off anyway.
+            let _ = out.flush().await;
+        }
+        passed
+    });
 
     poll_fn(|cx| {
         if let Poll::Ready(result) = down.as_mut().poll(cx) {

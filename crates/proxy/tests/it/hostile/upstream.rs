@@ -174,6 +174,35 @@ async fn broken_answers_are_the_proxys_own_errors() {
     bystander.is_served().await;
 }
 
+/// As Envoy: whoever asked sees that the upstream began to answer, and that the rest is missing.
+#[tokio::test]
+async fn a_body_that_breaks_at_once_leaves_its_head() {
+    let evil = peers::server(|mut stream, _| async move {
+        let mut waiting = Vec::new();
+        let Some((head, _)) = peers::read_message(&mut stream, &mut waiting).await else {
+            return;
+        };
+        let answer = match head.contains("/evil/chunk") {
+            true => "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+            false => "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n",
+        };
+        let _ = stream.write_all(answer.as_bytes()).await;
+    })
+    .await;
+
+    let app = App::start().await;
+    let (_running, bystander) = beside(&app, static_cluster("evil", &[evil])).await;
+    for path in ["/evil/chunk", "/evil/short"] {
+        let mut client = Client::connect(bystander.at).await;
+        client
+            .send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"))
+            .await;
+        let head = soon(client.read_head()).await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{path}: {head}");
+        assert!(soon(client.closed()).await, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn bytes_after_an_answer_are_nobodys_answer() {
     let seen = Arc::new(Mutex::new(BTreeSet::new()));
@@ -291,6 +320,14 @@ async fn broken_answers_over_http2_are_the_proxys_own_errors() {
             &["502", "503"],
         ),
         ("no head", frame(DATA, END, 1, b"abc"), &["502", "503"]),
+        (
+            "interim heads without end",
+            {
+                let early = frame(HEADERS, END_HEADERS, 1, &block(&[(":status", "103")]));
+                early.repeat(1000)
+            },
+            &["502"],
+        ),
         (
             "a pushed stream",
             frame(PUSH_PROMISE, END_HEADERS, 1, &[0, 0, 0, 2]),
