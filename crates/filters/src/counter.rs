@@ -20,6 +20,15 @@ impl Counter {
     pub const RBAC_ALLOWED: Self = Self::fixed(0, "rbac.allowed");
     /// Requests that authorization refused.
     pub const RBAC_DENIED: Self = Self::fixed(1, "rbac.denied");
+    /// Connections that network authorization let pass, under Istio's statistics prefix.
+    pub const TCP_RBAC_ALLOWED: Self = Self::fixed(2, "tcp.rbac.allowed");
+    /// Connections that network authorization refused.
+    pub const TCP_RBAC_DENIED: Self = Self::fixed(3, "tcp.rbac.denied");
+
+    /// Counters of every connection manager, counted or not.
+    pub const OF_HTTP: [Self; 2] = [Self::RBAC_ALLOWED, Self::RBAC_DENIED];
+    /// Counters of connections, counted or not.
+    pub const OF_CONNECTIONS: [Self; 2] = [Self::TCP_RBAC_ALLOWED, Self::TCP_RBAC_DENIED];
 
     const fn fixed(place: usize, name: &'static str) -> Self {
         Self {
@@ -34,8 +43,13 @@ impl Counter {
     }
 }
 
-/// Counters that every tally shows, counted or not.
-const FIXED: [Counter; 2] = [Counter::RBAC_ALLOWED, Counter::RBAC_DENIED];
+/// Counters with a place of their own.
+const FIXED: [Counter; 4] = [
+    Counter::RBAC_ALLOWED,
+    Counter::RBAC_DENIED,
+    Counter::TCP_RBAC_ALLOWED,
+    Counter::TCP_RBAC_DENIED,
+];
 
 /// How many names there may be; each is a place in every tally, for the life of the process.
 const MAX_COUNTERS: usize = 1024;
@@ -99,20 +113,20 @@ impl Tally {
         }
     }
 
-    /// Names and values: authorization's always, those of other filters once they have counted.
-    pub fn values(&self) -> Vec<(String, u64)> {
+    /// Names and values of what was counted, and of `always`.
+    pub fn values(&self, always: &[Counter]) -> Vec<(String, u64)> {
         let places = self.0.borrow();
-        let counted = |counter: &Counter| {
-            let place = places.get(counter.place).and_then(Option::as_ref);
-            place.map_or(0, |(_, value)| *value)
-        };
-        let fixed = FIXED
-            .into_iter()
-            .map(|fixed| (fixed.name.to_string(), counted(&fixed)));
-        let others = places.iter().skip(FIXED.len()).flatten();
+        let is_counted = |counter: &Counter| places.get(counter.place).is_some_and(Option::is_some);
+        let zeros = always.iter().filter(|counter| !is_counted(counter));
 
-        fixed
-            .chain(others.map(|(counter, value)| (counter.name.to_string(), *value)))
+        zeros
+            .map(|counter| (counter.name.to_string(), 0))
+            .chain(
+                places
+                    .iter()
+                    .flatten()
+                    .map(|(counter, value)| (counter.name.to_string(), *value)),
+            )
             .collect()
     }
 }
@@ -135,7 +149,7 @@ mod tests {
         one.add(&other);
         let wanted = [("rbac.allowed", 0), ("rbac.denied", 1), ("ext_authz.ok", 2)];
         assert_eq!(
-            one.values(),
+            one.values(&Counter::OF_HTTP),
             wanted.map(|(name, value)| (name.to_owned(), value))
         );
     }

@@ -149,7 +149,8 @@ fn compile_filter(
             return Ok(Some(Compiled::Router(router)));
         }
         "envoy.extensions.filters.http.rbac.v3.RBAC" => {
-            HttpFilter::Rbac(Box::new(Rbac::compile_http(&scope.unpack(any)?, scope)?))
+            let rbac = Rbac::compile_http(&scope.unpack(any)?, &shared.counters, scope)?;
+            HttpFilter::Rbac(Box::new(rbac))
         }
         "envoy.extensions.filters.http.fault.v3.HTTPFault" => {
             HttpFilter::Fault(Box::new(Fault::compile(&scope.unpack(any)?, scope)?))
@@ -334,7 +335,10 @@ fn compile_override(
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
             let config: proto::rbac::v3::RbacPerRoute = scope.unpack(any)?;
             match &config.rbac {
-                Some(rbac) => Override::Rbac(Box::new(Rbac::compile_http(rbac, scope)?)),
+                Some(rbac) => {
+                    let rbac = Rbac::compile_http(rbac, &shared.counters, scope)?;
+                    Override::Rbac(Box::new(rbac))
+                }
                 // Envoy: an empty one turns authorization off for the route.
                 None => Override::Disabled,
             }

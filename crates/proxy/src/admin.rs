@@ -157,7 +157,12 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
             }
         },
         "/stats/prometheus" | "/metrics" => {
-            page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(common))
+            let counted = stats::authorization(inspector).await;
+            page(
+                StatusCode::OK,
+                prometheus::CONTENT_TYPE,
+                metrics(common) + &counted,
+            )
         }
         "/stats" => match query.regex("filter") {
             Err(why) => refused(why),

@@ -220,8 +220,8 @@ impl Drop for ActiveRequest {
 pub struct Known {
     http: RefCell<HashMap<Arc<str>, Rc<HttpCounts>>>,
     listeners: RefCell<HashMap<Arc<str>, Rc<ListenerCounts>>>,
-    /// Verdicts of network authorization: allowed and denied.
-    pub network_rbac: (Count, Count),
+    /// What network filters count.
+    pub connections: Tally,
 }
 
 impl Known {
@@ -284,7 +284,7 @@ impl Known {
             clusters,
             http: all(&self.http),
             listeners: all(&self.listeners),
-            network_rbac: self.network_rbac.clone(),
+            connections: self.connections.clone(),
         }
     }
 }
@@ -298,8 +298,8 @@ pub struct Copied {
     pub http: HashMap<Arc<str>, HttpCounts>,
     /// By listener.
     pub listeners: HashMap<Arc<str>, ListenerCounts>,
-    /// See [`Known::network_rbac`].
-    pub network_rbac: (Count, Count),
+    /// See [`Known::connections`].
+    pub connections: Tally,
 }
 
 impl Copied {
@@ -314,8 +314,7 @@ impl Copied {
         for (name, counts) in other.listeners {
             self.listeners.entry(name).or_default().add(&counts);
         }
-        self.network_rbac.0.add(&other.network_rbac.0);
-        self.network_rbac.1.add(&other.network_rbac.1);
+        self.connections.add(&other.connections);
     }
 }
 

@@ -11,7 +11,7 @@ use meltemi_filters::{Cause, ConnInfo, ResponseFlag, TlsPeer, TransportProtocol}
 use meltemi_net::inspect::Hello;
 use meltemi_net::{HttpSniff, TlsSniff, TlsSniffer, sniff_http};
 use meltemi_proxy_config::http::Codec;
-use meltemi_proxy_config::listener::{FilterChain, Listener, NetworkFilter, Terminal};
+use meltemi_proxy_config::listener::{FilterChain, Listener, Terminal};
 use meltemi_proxy_config::tls::DownstreamTls;
 use rustls_pki_types::CertificateDer;
 use tokio::io::AsyncReadExt;
@@ -20,13 +20,13 @@ use tokio_rustls::server::StartHandshake;
 
 use crate::causes::TlsReason;
 use crate::counts::{ListenerCounts, OpenConnection};
-use crate::downstream::{ChainView, Downstream};
+use crate::downstream::Downstream;
 use crate::http1;
 use crate::http2;
 use crate::io::{Io, Prefixed, Stream};
 use crate::log_facts::{LogFacts, NO_LOG_TYPE};
 use crate::network_ext_authz::refused_by_service;
-use crate::network_rbac::{Admission, admission};
+use crate::network_rbac::{Admission, counted_admission};
 use crate::record::StreamInfo;
 use crate::tcp;
 use crate::timer::sleep;
@@ -203,7 +203,8 @@ async fn serve_chain(
     // The handshake took its time: the newest version holds.
     let view = worker.view_of(conn);
     let _open = OpenConnection::of(counts, view.counts.as_ref());
-    if let Admission::Refused(policy) = admit(&worker, &view, conn) {
+    let tally = &worker.counts.connections;
+    if let Admission::Refused(policy) = counted_admission(&view.chain, &conn.info, tally) {
         tcp::refuse(&worker, conn, &view, policy);
         return;
     }
@@ -226,23 +227,6 @@ async fn serve_chain(
         Terminal::Tcp(_) => tcp::serve(worker, conn, view, stream, inspected.bytes).await,
         Terminal::Http(http) => serve_http(worker, conn, http.codec, stream, inspected).await,
     }
-}
-
-/// Asks the chain's network authorization, and counts its decision.
-fn admit(worker: &Worker, view: &ChainView, conn: &Downstream) -> Admission {
-    let chain = &view.chain;
-    let admission = admission(chain, &conn.info);
-    let asks = |filter: &NetworkFilter| matches!(filter, NetworkFilter::Rbac(_));
-
-    if chain.filters.iter().any(asks) {
-        let (allowed, denied) = &worker.counts.network_rbac;
-        match admission {
-            Admission::Allowed => allowed.inc(),
-            Admission::Refused(_) => denied.inc(),
-        }
-    }
-
-    admission
 }
 
 /// Why inspection brought no answer.

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use meltemi_filters::ConnInfo;
+use meltemi_filters::counter::Tally;
 use meltemi_filters::metadata::Metadata;
-use meltemi_filters::rbac::{self, Rbac};
+use meltemi_filters::rbac::{self, Rbac, Verdict};
 use meltemi_proxy_config::listener::{FilterChain, NetworkFilter};
 
 /// What a chain's network authorization says of a connection.
@@ -18,18 +19,19 @@ pub enum Admission {
 
 /// Asks the chain's network authorization; the first filter that refuses decides.
 pub fn admission(chain: &FilterChain, conn: &ConnInfo) -> Admission {
-    let refused = chain.filters.iter().find_map(|filter| match filter {
-        NetworkFilter::Rbac(rbac) => match judge(rbac, conn) {
-            Admission::Allowed => None,
-            refused => Some(refused),
-        },
-        _ => None,
-    });
-
-    refused.unwrap_or(Admission::Allowed)
+    decide(chain, conn, Rbac::enforce)
 }
 
-fn judge(rbac: &Rbac, conn: &ConnInfo) -> Admission {
+/// The same for a connection that begins: the filters count what they and their shadow rules say.
+pub fn counted_admission(chain: &FilterChain, conn: &ConnInfo, tally: &Tally) -> Admission {
+    decide(chain, conn, |rbac, facts| rbac.on_connection(facts, tally))
+}
+
+fn decide(
+    chain: &FilterChain,
+    conn: &ConnInfo,
+    judge: impl Fn(&Rbac, &rbac::Facts<'_>) -> Verdict,
+) -> Admission {
     let nothing = Metadata::default();
     let facts = rbac::Facts {
         conn,
@@ -39,9 +41,14 @@ fn judge(rbac: &Rbac, conn: &ConnInfo) -> Admission {
         route_metadata: None,
     };
 
-    let verdict = rbac.enforce(&facts);
-    match verdict.allowed {
-        true => Admission::Allowed,
-        false => Admission::Refused(verdict.policy),
+    for filter in &chain.filters {
+        if let NetworkFilter::Rbac(rbac) = filter {
+            let verdict = judge(rbac, &facts);
+            if !verdict.allowed {
+                return Admission::Refused(verdict.policy);
+            }
+        }
     }
+
+    Admission::Allowed
 }

@@ -95,6 +95,9 @@ const TAGS: &[(&str, &str)] = &[
         "listener_address",
         r"^listener\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)",
     ),
+    ("authz_enforce_result", r"rbac(\.(allowed|denied))"),
+    ("authz_dry_run_action", r"(\.istio_dry_run_(allow|deny)_)"),
+    ("authz_dry_run_result", r"(\.shadow_(allowed|denied))"),
 ];
 
 /// Statistics that are always kept, by prefix, suffix or pattern. Source: Istio

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::conn::ConnInfo;
-use crate::counter::Counter;
+use crate::counter::{Counter, Tally};
 use crate::head::RequestHead;
 use crate::http::context::RequestContext;
 use crate::http::phase::Step;
@@ -24,12 +24,20 @@ use crate::reply::{Cause, LocalReply};
 pub struct Rbac {
     /// `None`: everything is allowed.
     pub rules: Option<Rules>,
-    /// Prefix of the enforced rules' statistics.
-    pub rules_stat_prefix: Box<str>,
     /// Rules whose result is only recorded (dry run).
     pub shadow_rules: Option<Rules>,
     /// Prefix of the shadow rules' results in dynamic metadata.
     pub shadow_stat_prefix: Box<str>,
+    counts: Counts,
+}
+
+/// The counters of a filter; those that there is no room for are `None`.
+#[derive(Debug, Clone, Default)]
+struct Counts {
+    allowed: Option<Counter>,
+    denied: Option<Counter>,
+    shadow_allowed: Option<Counter>,
+    shadow_denied: Option<Counter>,
 }
 
 /// An action, and the policies whose match triggers it, in order of their names.
@@ -142,6 +150,41 @@ impl Rbac {
         self.shadow_rules.as_ref().map(|rules| rules.judge(facts))
     }
 
+    /// Judges a connection, and counts the results.
+    pub fn on_connection(&self, facts: &Facts<'_>, tally: &Tally) -> Verdict {
+        if let Some(shadow) = self.shadow(facts) {
+            self.count_shadow(&shadow, tally);
+        }
+
+        let verdict = self.enforce(facts);
+        if self.rules.is_some() {
+            self.count(&verdict, tally);
+        }
+
+        verdict
+    }
+
+    fn count(&self, verdict: &Verdict, tally: &Tally) {
+        let Counts {
+            allowed, denied, ..
+        } = &self.counts;
+        let counter = if verdict.allowed { allowed } else { denied };
+        counter.iter().for_each(|counter| tally.count(counter));
+    }
+
+    fn count_shadow(&self, verdict: &Verdict, tally: &Tally) {
+        let Counts {
+            shadow_allowed,
+            shadow_denied,
+            ..
+        } = &self.counts;
+        let counter = match verdict.allowed {
+            true => shadow_allowed,
+            false => shadow_denied,
+        };
+        counter.iter().for_each(|counter| tally.count(counter));
+    }
+
     /// Judges a request. Results of shadow rules and of LOG go into dynamic metadata.
     pub(crate) fn on_request(&self, cx: &mut RequestContext<'_>) -> Step {
         let facts = Facts {
@@ -155,6 +198,7 @@ impl Rbac {
         let enforced = self.rules.as_ref().map(|rules| rules.judge(&facts));
 
         if let Some(verdict) = shadow {
+            self.count_shadow(&verdict, cx.tally);
             self.note_shadow(verdict, METADATA_NAMESPACE, &mut cx.state.metadata);
         }
 
@@ -166,12 +210,10 @@ impl Rbac {
             cx.state.metadata.set(LOG_NAMESPACE, "access_log_hint", hit);
         }
 
-        if verdict.allowed {
-            cx.count(&Counter::RBAC_ALLOWED);
-            Step::Continue
-        } else {
-            cx.count(&Counter::RBAC_DENIED);
-            verdict.into_reply().into()
+        self.count(&verdict, cx.tally);
+        match verdict.allowed {
+            true => Step::Continue,
+            false => verdict.into_reply().into(),
         }
     }
 

@@ -71,7 +71,7 @@ impl NetworkItem {
             }
             "envoy.extensions.filters.network.rbac.v3.RBAC" => {
                 let config: network::rbac::v3::Rbac = scope.unpack(any)?;
-                let rbac = Rbac::compile_network(&config, scope)?;
+                let rbac = Rbac::compile_network(&config, &shared.counters, scope)?;
                 Self::Filter(NetworkFilter::Rbac(Arc::new(rbac)))
             }
             "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz" => {

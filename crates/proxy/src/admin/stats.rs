@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use meltemi_filters::counter::Counter;
 use meltemi_proxy_config::endpoint::EndpointStatus;
 use regex::Regex;
 use serde_json::{Value, json};
@@ -81,12 +82,36 @@ impl Stat {
             }
         }
 
+        authorization_labels(&mut name, &mut labels);
+
         let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
 
         (
             format!("envoy_{of}{}", name.chars().map(word).collect::<String>()),
             labels,
         )
+    }
+}
+
+/// Istio's labels of authorization: each takes its part out of the name. Source: `stats_tags` of
+/// Istio's bootstrap.
+fn authorization_labels(name: &mut String, labels: &mut Vec<(&'static str, String)>) {
+    for action in ["allow", "deny"] {
+        let part = format!(".istio_dry_run_{action}_");
+        if let Some(at) = name.find(&part) {
+            name.replace_range(at..at + part.len(), "");
+            labels.push(("authz_dry_run_action", action.to_owned()));
+        }
+    }
+
+    for result in ["allowed", "denied"] {
+        if let Some(rest) = name.strip_suffix(&format!(".shadow_{result}")) {
+            *name = rest.to_owned();
+            labels.push(("authz_dry_run_result", result.to_owned()));
+        } else if name.ends_with(&format!("rbac.{result}")) {
+            name.truncate(name.len() - result.len() - 1);
+            labels.push(("authz_enforce_result", result.to_owned()));
+        }
     }
 }
 
@@ -227,7 +252,7 @@ impl Rows<'_> {
         self.codes("downstream_rq", &counts.codes, false);
         self.counter("downstream_cx_total", counts.connections.get());
         self.gauge("downstream_cx_active", counts.open.get());
-        for (name, value) in counts.filters.values() {
+        for (name, value) in counts.filters.values(&Counter::OF_HTTP) {
             self.counter(name, value);
         }
     }
@@ -331,11 +356,18 @@ fn gather(published: &Published, status: &Status, counts: &Copied) -> Vec<Stat> 
         Rows(&mut rows, Of::Listener(address)).listener(&counts);
     }
     let mut process = Rows(&mut rows, Of::Process);
-    process.counter("tcp.rbac.allowed", counts.network_rbac.0.get());
-    process.counter("tcp.rbac.denied", counts.network_rbac.1.get());
+    for (name, value) in counts.connections.values(&Counter::OF_CONNECTIONS) {
+        process.counter(name, value);
+    }
     process.process(published, status);
 
     rows
+}
+
+/// What authorization has counted, for Prometheus: a dry run is there to be watched.
+pub async fn authorization(inspector: &Inspector) -> String {
+    let is_authorization = Regex::new(r"(^|\.)rbac\.").ok();
+    prometheus(&stats(inspector, is_authorization.as_ref(), true).await)
 }
 
 /// One line each.
@@ -451,8 +483,8 @@ mod tests {
              envoy_cluster_upstream_rq{cluster_name=\"outbound|9080||reviews.default.svc.cluster.local\",response_code=\"503\"} 2\n\
              # TYPE envoy_cluster_upstream_rq_xx counter\n\
              envoy_cluster_upstream_rq_xx{cluster_name=\"outbound|9080||reviews.default.svc.cluster.local\",response_code_class=\"5\"} 2\n\
-             # TYPE envoy_http_rbac_denied counter\n\
-             envoy_http_rbac_denied{http_conn_manager_prefix=\"inbound_0.0.0.0_80;\"} 1\n\
+             # TYPE envoy_http_rbac counter\n\
+             envoy_http_rbac{http_conn_manager_prefix=\"inbound_0.0.0.0_80;\",authz_enforce_result=\"denied\"} 1\n\
              # TYPE envoy_listener_ssl_handshake counter\n\
              envoy_listener_ssl_handshake{listener_address=\"0.0.0.0_15006\"} 3\n"
         );

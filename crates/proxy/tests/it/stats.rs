@@ -6,6 +6,7 @@ use meltemi_proto::envoy::config::cluster::v3 as cluster;
 use meltemi_proto::envoy::config::rbac::v3 as rbac;
 use meltemi_proto::envoy::config::route::v3 as route;
 use meltemi_proto::envoy::extensions::filters::http::rbac::v3::Rbac;
+use meltemi_proto::envoy::extensions::filters::network::rbac::v3 as network;
 use meltemi_proto::google::protobuf::UInt32Value;
 use meltemi_proto::pack;
 use meltemi_proxy::ProxyOptions;
@@ -307,4 +308,124 @@ async fn clusters_with_one_name_in_statistics_count_together() {
         series.contains("envoy_cluster_upstream_rq_total{cluster_name=\"outbound|80||a.svc\"} 2"),
         "{series}"
     );
+}
+
+/// A policy for paths that begin so.
+fn on_path(prefix: &str) -> rbac::Policy {
+    use meltemi_proto::envoy::r#type::matcher::v3 as matcher;
+
+    let path = matcher::StringMatcher {
+        match_pattern: Some(matcher::string_matcher::MatchPattern::Prefix(prefix.into())),
+        ..Default::default()
+    };
+    rbac::Policy {
+        permissions: vec![rbac::Permission {
+            rule: Some(rbac::permission::Rule::UrlPath(matcher::PathMatcher {
+                rule: Some(matcher::path_matcher::Rule::Path(path)),
+            })),
+        }],
+        principals: vec![rbac::Principal {
+            identifier: Some(rbac::principal::Identifier::Any(true)),
+        }],
+        ..Default::default()
+    }
+}
+
+fn rules(action: rbac::rbac::Action, policy: rbac::Policy) -> Option<rbac::Rbac> {
+    Some(rbac::Rbac {
+        action: action as i32,
+        policies: [("ns[a]-policy[p]-rule[0]".to_owned(), policy)].into(),
+        ..Default::default()
+    })
+}
+
+/// As Envoy 1.40 counts the same requests under the same filters.
+#[tokio::test]
+async fn dry_runs_are_counted_and_deny_nothing() {
+    use rbac::rbac::Action;
+
+    let deny = Rbac {
+        rules: rules(Action::Deny, on_path("/deny")),
+        shadow_rules: rules(Action::Deny, on_path("/a")),
+        shadow_rules_stat_prefix: "istio_dry_run_deny_".into(),
+        ..Default::default()
+    };
+    let allow = Rbac {
+        shadow_rules: rules(Action::Allow, on_path("/b")),
+        shadow_rules_stat_prefix: "istio_dry_run_allow_".into(),
+        ..Default::default()
+    };
+    let mut manager = manager(inline(table("r", vec![forward("/", "up")])));
+    for (at, filter) in [deny, allow].iter().enumerate() {
+        let filter = http_filter("envoy.filters.http.rbac", pack(filter));
+        manager.http_filters.insert(at, filter);
+    }
+
+    // A condition on requests denies no connection, so the policy takes all of them.
+    let mut anyone = on_path("/");
+    anyone.permissions[0].rule = Some(rbac::permission::Rule::Any(true));
+    let of_connections = network::Rbac {
+        stat_prefix: "tcp.".into(),
+        rules: rules(Action::Allow, anyone.clone()),
+        shadow_rules: rules(Action::Deny, anyone),
+        shadow_rules_stat_prefix: "istio_dry_run_deny_".into(),
+        ..Default::default()
+    };
+    let mut tcp = tcp_chain("up");
+    tcp.filters.insert(
+        0,
+        network_filter("envoy.filters.network.rbac", pack(&of_connections)),
+    );
+
+    let running = Running::start(administered());
+    running
+        .apply(
+            vec![static_cluster("up", &[peers::echo("up").await])],
+            vec![
+                listener("in", vec![http_chain(&manager)]),
+                listener("tcp", vec![tcp]),
+            ],
+        )
+        .await;
+
+    let (http, tcp) = (running.at("in").await, running.at("tcp").await);
+    for (path, status) in [
+        ("/", 200),
+        ("/a", 200),
+        ("/a", 200),
+        ("/b", 200),
+        ("/deny", 403),
+    ] {
+        let (head, _) = peers::get(http, path).await;
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+    }
+    for _ in 0..2 {
+        peers::get(tcp, "/").await;
+    }
+
+    let stats = page(&running, "/stats?filter=rbac&usedonly").await;
+    assert_eq!(
+        stats,
+        "http.test.rbac.allowed: 4\n\
+         http.test.rbac.denied: 1\n\
+         http.test.rbac.istio_dry_run_allow_.shadow_allowed: 1\n\
+         http.test.rbac.istio_dry_run_allow_.shadow_denied: 3\n\
+         http.test.rbac.istio_dry_run_deny_.shadow_allowed: 3\n\
+         http.test.rbac.istio_dry_run_deny_.shadow_denied: 2\n\
+         tcp.rbac.allowed: 2\n\
+         tcp.rbac.istio_dry_run_deny_.shadow_denied: 2\n"
+    );
+
+    let prometheus = page(&running, "/stats/prometheus").await;
+    for line in [
+        "envoy_http_rbac{http_conn_manager_prefix=\"test\",authz_enforce_result=\"denied\"} 1",
+        "envoy_http_rbac{http_conn_manager_prefix=\"test\",authz_dry_run_action=\"deny\",authz_dry_run_result=\"denied\"} 2",
+        "envoy_http_rbac{http_conn_manager_prefix=\"test\",authz_dry_run_action=\"allow\",authz_dry_run_result=\"allowed\"} 1",
+        "envoy_tcp_rbac{authz_dry_run_action=\"deny\",authz_dry_run_result=\"denied\"} 2",
+    ] {
+        assert!(
+            prometheus.lines().any(|own| own == line),
+            "{line}: {prometheus}"
+        );
+    }
 }

@@ -172,7 +172,7 @@ fn refused(step: Step) -> Box<LocalReply> {
 }
 
 fn counted(stream: &Stream) -> Vec<String> {
-    let values = stream.tally.values().into_iter();
+    let values = stream.tally.values(&[]).into_iter();
     values
         .filter(|(_, n)| *n > 0)
         .map(|(name, _)| name)

@@ -9,7 +9,8 @@ use meltemi_proto::envoy::extensions::transport_sockets::tls::v3::subject_alt_na
 use proto::permission::Rule;
 use proto::principal::Identifier;
 
-use super::{Action, Condition, NameKind, Policy, Rbac, Rules};
+use super::{Action, Condition, Counts, NameKind, Policy, Rbac, Rules};
+use crate::counter::Counters;
 use crate::finding::{Rejection, Scope};
 use crate::matcher::{Cidr, HeaderMatch, MetadataMatch, PathTemplate, StringMatch};
 
@@ -18,7 +19,11 @@ const MAX_DEPTH: usize = 50;
 
 impl Rbac {
     /// Compiles the HTTP filter.
-    pub fn compile_http(message: &http::Rbac, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub fn compile_http(
+        message: &http::Rbac,
+        counters: &Counters,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         let http::Rbac {
             rules,
             rules_stat_prefix,
@@ -35,14 +40,23 @@ impl Rbac {
 
         Ok(Self {
             rules: compile_rules("rules", rules.as_ref(), scope)?,
-            rules_stat_prefix: rules_stat_prefix.as_str().into(),
             shadow_rules: compile_rules("shadow_rules", shadow_rules.as_ref(), scope)?,
             shadow_stat_prefix: shadow_rules_stat_prefix.as_str().into(),
+            counts: Counts::named(
+                "rbac.",
+                rules_stat_prefix,
+                shadow_rules_stat_prefix,
+                counters,
+            ),
         })
     }
 
     /// Compiles the network filter.
-    pub fn compile_network(message: &network::Rbac, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub fn compile_network(
+        message: &network::Rbac,
+        counters: &Counters,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         let network::Rbac {
             rules,
             matcher,
@@ -61,10 +75,39 @@ impl Rbac {
 
         Ok(Self {
             rules: compile_rules("rules", rules.as_ref(), scope)?,
-            rules_stat_prefix: stat_prefix.as_str().into(),
             shadow_rules: compile_rules("shadow_rules", shadow_rules.as_ref(), scope)?,
             shadow_stat_prefix: shadow_rules_stat_prefix.as_str().into(),
+            counts: Counts::named(
+                &format!("{}rbac.", dotted(stat_prefix)),
+                "",
+                shadow_rules_stat_prefix,
+                counters,
+            ),
         })
+    }
+}
+
+impl Counts {
+    /// The counters below `of`, where each kind of rules may have a prefix of its own. Source: Envoy
+    /// `RoleBasedAccessControlFilterStats`.
+    fn named(of: &str, rules: &str, shadow: &str, counters: &Counters) -> Self {
+        let (rules, shadow) = (dotted(rules), dotted(shadow));
+        let counter = |prefix: &str, name: &str| counters.get(&format!("{of}{prefix}{name}"));
+
+        Self {
+            allowed: counter(&rules, "allowed"),
+            denied: counter(&rules, "denied"),
+            shadow_allowed: counter(&shadow, "shadow_allowed"),
+            shadow_denied: counter(&shadow, "shadow_denied"),
+        }
+    }
+}
+
+/// A prefix that ends with a dot, or is empty.
+fn dotted(prefix: &str) -> String {
+    match prefix.is_empty() || prefix.ends_with('.') {
+        true => prefix.to_owned(),
+        false => format!("{prefix}."),
     }
 }
 

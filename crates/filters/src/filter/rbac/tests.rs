@@ -15,6 +15,7 @@ use proto::principal::{Authenticated, Identifier};
 
 use super::*;
 use crate::conn::TlsPeer;
+use crate::counter::Counters;
 use crate::finding::Scope;
 
 fn string(pattern: MatchPattern) -> StringMatcher {
@@ -275,7 +276,7 @@ proptest! {
     #[test]
     fn no_message_is_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(message) = http::Rbac::decode(bytes.as_slice())
-            && let Ok(rbac) = Rbac::compile_http(&message, &mut Scope::new())
+            && let Ok(rbac) = Rbac::compile_http(&message, &Counters::default(), &mut Scope::new())
         {
             let (conn, metadata) = (conn(Some(BOB)), Metadata::default());
             let head = RequestHead::of("GET", "h", "/");
