@@ -8,6 +8,7 @@ mod commands;
 mod covers;
 mod deaths;
 mod disk;
+mod dry_run;
 mod edge;
 mod egress;
 mod envoy;
