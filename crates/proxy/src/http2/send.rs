@@ -254,9 +254,7 @@ mod tests {
         let (server, client) = tokio::join!(server, client);
         let (mut server, (send, client)) = (server.expect("served"), client.expect("connected"));
 
-        let client = tokio::task::spawn_local(async move {
-            let _ = client.await;
-        });
+        let mut client = Box::pin(async move { _ = client.await });
         let requests: Vec<_> = (0..streams)
             .map(|_| {
                 let request = http::Request::get("http://a/").body(()).expect("good");
@@ -267,18 +265,28 @@ mod tests {
         let budget = SendBudget::new(worker.clone());
         let mut bodies = Vec::new();
         for _ in 0..streams {
-            let (_, mut respond) = server.accept().await.expect("open").expect("a request");
+            let accepted = tokio::select! {
+                accepted = server.accept() => accepted,
+                () = &mut client => panic!("the client has ended"),
+            };
+            let (_, mut respond) = accepted.expect("open").expect("a request");
             let head = respond.send_response(http::Response::new(()), false);
             let mut body = BodySender::new(head.expect("sent"), budget.clone());
             bodies.push(tokio::task::spawn_local(async move {
-                body.send(piece(BODY)).await.expect("sent");
-                body.finish(None).expect("sent");
+                if body.send(piece(BODY)).await.is_ok() {
+                    body.finish(None).expect("sent");
+                }
             }));
         }
 
-        if !reads {
-            client.abort();
-        }
+        // A client that nobody polls reads nothing.
+        let _silent = match reads {
+            true => {
+                tokio::task::spawn_local(client);
+                None
+            }
+            false => Some(client),
+        };
         let readers = requests.into_iter().map(|(response, _)| {
             tokio::task::spawn_local(async move {
                 let mut body = response.await.expect("a response").into_body();
