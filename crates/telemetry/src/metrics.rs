@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Upper bounds of the histogram buckets. They are Envoy's defaults, which Istio uses for
 /// milliseconds and for bytes.
@@ -133,9 +134,33 @@ enum Cell {
     Histogram(Arc<Histogram>),
 }
 
+impl Cell {
+    /// A number that differs once the cell has changed; `None` for a gauge, whose value stands as
+    /// long as nobody changes it.
+    fn activity(&self) -> Option<u64> {
+        match self {
+            Self::Counter(counter) => Some(counter.get()),
+            Self::Gauge(_) => None,
+            Self::Histogram(histogram) => Some(histogram.read().0.iter().sum()),
+        }
+    }
+
+    /// Whether only its table holds it, so that nobody can add to it unseen.
+    fn is_unheld(&self) -> bool {
+        let holders = match self {
+            Self::Counter(counter) => Arc::strong_count(counter),
+            Self::Gauge(gauge) => Arc::strong_count(gauge),
+            Self::Histogram(histogram) => Arc::strong_count(histogram),
+        };
+        holders == 1
+    }
+}
+
+type Key = (&'static str, LabelSet);
+
 #[derive(Debug, Default)]
 struct Table {
-    series: HashMap<(&'static str, LabelSet), Cell>,
+    series: HashMap<Key, Cell>,
     folded: u64,
 }
 
@@ -152,6 +177,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shard {
+    /// Whether little of the budget is left. Whoever keeps series for speed should let them go now:
+    /// [`Registry::expire`] removes only those that nobody keeps.
+    pub fn is_nearly_full(&self) -> bool {
+        lock(&self.table).series.len() >= self.budget.series * 3 / 4
+    }
+
     fn cell(&self, family: &'static str, labels: LabelSet, make: fn() -> Cell) -> Cell {
         let mut table = lock(&self.table);
         if let Some(cell) = table.series.get(&(family, labels.clone())) {
@@ -217,7 +248,12 @@ pub enum Sample {
 pub struct Registry {
     budget: Budget,
     shards: Mutex<Vec<Arc<Shard>>>,
+    /// What [`Registry::expire`] saw of each series, and since when it has been so.
+    seen: Mutex<HashMap<Key, (u64, Instant)>>,
 }
+
+/// A series that nothing was added to for this long may be removed.
+const IDLE: Duration = Duration::from_secs(600);
 
 impl Registry {
     /// Creates a registry; `budget` applies to each shard.
@@ -225,6 +261,7 @@ impl Registry {
         Self {
             budget,
             shards: Mutex::default(),
+            seen: Mutex::default(),
         }
     }
 
@@ -269,6 +306,51 @@ impl Registry {
         all.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
 
         all
+    }
+
+    /// Removes series that were idle for ten minutes, in all shards at once, if a shard is nearly
+    /// full. Call it every minute or so: it learns what is idle from one call to the next.
+    ///
+    /// A scrape adds the shards up, so removing a series from one of them would look like a
+    /// counter that starts anew at what the others hold.
+    pub fn expire(&self, now: Instant) {
+        let shards = lock(&self.shards).clone();
+        let is_pressed = shards.iter().any(|shard| shard.is_nearly_full());
+        let mut tables: Vec<_> = shards.iter().map(|shard| lock(&shard.table)).collect();
+
+        let mut activity: HashMap<Key, u64> = HashMap::new();
+        for (key, cell) in tables.iter().flat_map(|table| &table.series) {
+            if let Some(number) = cell.activity() {
+                let total = activity.entry(key.clone()).or_default();
+                *total = total.wrapping_add(number);
+            }
+        }
+
+        let mut seen = lock(&self.seen);
+        seen.retain(|key, _| activity.contains_key(key));
+        for (key, number) in activity {
+            let (last, since) = seen.entry(key).or_insert((number, now));
+            if *last != number {
+                (*last, *since) = (number, now);
+            }
+        }
+
+        if !is_pressed {
+            return;
+        }
+        let is_idle = |since: &Instant| now.saturating_duration_since(*since) >= IDLE;
+        seen.retain(|key, (_, since)| {
+            let held = |table: &MutexGuard<'_, Table>| {
+                table.series.get(key).is_some_and(|cell| !cell.is_unheld())
+            };
+            let goes = is_idle(since) && !tables.iter().any(held);
+            if goes {
+                tables
+                    .iter_mut()
+                    .for_each(|table| _ = table.series.remove(key));
+            }
+            !goes
+        });
     }
 
     /// Number of lookups that were folded into `other`.
@@ -339,5 +421,41 @@ mod tests {
         );
 
         assert_eq!(registry.folded(), 990);
+    }
+
+    #[test]
+    fn idle_series_make_room_and_held_ones_stay() {
+        let registry = Registry::new(Budget { series: 6 });
+        let (a, b) = (registry.shard(), registry.shard());
+        let start = Instant::now();
+        let names = || -> Vec<String> {
+            let all = registry.gather();
+            all.iter()
+                .map(|(_, labels, _)| labels[0].1.to_string())
+                .collect()
+        };
+
+        a.counter("hits", labels("idle")).inc();
+        b.counter("hits", labels("idle")).inc();
+        let held = a.counter("hits", labels("held"));
+        a.gauge("open", labels("gauge")).set(3);
+        b.counter("hits", labels("busy")).inc();
+        registry.expire(start);
+        b.counter("hits", labels("busy")).inc();
+        registry.expire(start + IDLE - Duration::from_secs(1));
+
+        // Both shards have the room.
+        registry.expire(start + IDLE);
+        assert_eq!(names().len(), 4);
+
+        // One has not: what is idle goes from both.
+        a.counter("hits", labels("new")).inc();
+        drop(a.counter("hits", labels("newer")));
+        registry.expire(start + IDLE);
+        assert_eq!(names(), ["busy", "held", "new", "newer", "gauge"]);
+
+        drop(held);
+        registry.expire(start + IDLE);
+        assert_eq!(names(), ["busy", "new", "newer", "gauge"]);
     }
 }

@@ -18,7 +18,7 @@ use meltemi_proxy_config::{Address, Compiler};
 use meltemi_xds::{ClientEvent, ClientHandle, Update};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::dns;
 use super::fixed::NamedSecret;
@@ -75,6 +75,8 @@ pub struct Status {
 
 /// How long after a socket could not be opened it is tried again.
 const BIND_AGAIN: Duration = Duration::from_secs(1);
+/// How often idle metric series are looked for.
+const EXPIRE: Duration = Duration::from_secs(60);
 
 /// The control side.
 pub struct Driver {
@@ -156,6 +158,8 @@ impl Driver {
         });
 
         let mut secrets = self.common.secrets.changes();
+        let mut expiry = tokio::time::interval(EXPIRE);
+        expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.reconcile();
         loop {
             tokio::select! {
@@ -172,6 +176,7 @@ impl Driver {
                     self.state.set_resolved(&cluster, endpoints);
                     self.reconcile();
                 }
+                _ = expiry.tick() => self.common.registry.expire(Instant::now().into_std()),
                 // The process that holds the port may give it up.
                 () = tokio::time::sleep(BIND_AGAIN), if !self.status.bind_errors.is_empty() => {
                     self.listen(&self.published.clone());

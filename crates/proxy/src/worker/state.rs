@@ -209,11 +209,14 @@ impl Worker {
         before
     }
 
-    /// Drops pooled connections that ended or were idle for too long, and gives up stalled bodies
-    /// if there are too many.
+    /// Drops pooled connections that ended or were idle for too long, gives up stalled bodies if
+    /// there are too many, and lets series go if there are many.
     pub fn sweep(&self) {
         let now = Instant::now();
         self.stalls.relieve(now);
+        if self.shard.is_nearly_full() {
+            self.series.forget();
+        }
         for cluster in self.clusters.borrow().values() {
             cluster.sweep(now);
         }
