@@ -2,7 +2,7 @@
 //! request adds to is found without building its labels again.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,6 +28,9 @@ pub const UNKNOWN: &str = "unknown";
 const MAX_HOST: usize = 261;
 /// Hosts beside the mesh's services that have series of their own.
 const MAX_HOSTS: usize = 256;
+
+/// Workloads that one identity may name.
+const MAX_WORKLOADS: usize = 256;
 
 /// More looked-up series than this are forgotten; they are found again.
 const MAX_CACHED: usize = 4096;
@@ -96,6 +99,8 @@ pub struct Series {
     workloads: RefCell<HashMap<Arc<str>, Arc<PeerInfo>>>,
     services: RefCell<ServiceNames>,
     hosts: RefCell<HashMap<usize, HostNames>>,
+    /// The workloads that each identity has named.
+    claims: RefCell<HashMap<Arc<str>, HashSet<PeerInfo>>>,
 }
 
 impl Series {
@@ -119,6 +124,11 @@ impl Series {
         series
     }
 
+    /// Lets all looked-up series go; they are found again.
+    pub fn forget(&self) {
+        self.requests.borrow_mut().clear();
+    }
+
     /// A peer with the identity that it proved.
     pub fn peer(&self, info: Option<&Arc<PeerInfo>>, principal: Option<&Arc<str>>) -> Arc<Peer> {
         let key = (
@@ -133,10 +143,38 @@ impl Series {
         if peers.len() >= MAX_CACHED {
             peers.clear();
         }
-        let peer = Arc::new(labels_of(info.map(|info| &**info), principal));
+        let believed = info.filter(|info| self.is_believed(info, principal));
+        let peer = Arc::new(labels_of(believed.map(|info| &**info), principal));
         peers.insert(key, (info.cloned(), peer.clone()));
 
         peer
+    }
+
+    /// Whether a peer may be who it says. A peer that has proved an identity names a workload of
+    /// that identity's namespace, and one identity has a limited number of workloads: a peer must
+    /// not write the names of others, or endless names, into the metrics.
+    fn is_believed(&self, info: &PeerInfo, principal: Option<&Arc<str>>) -> bool {
+        let Some(principal) = principal else {
+            return true;
+        };
+        let namespace = principal.split("/ns/").nth(1);
+        let namespace = namespace.and_then(|rest| rest.split('/').next());
+        if namespace.is_some_and(|namespace| *namespace != *info.namespace) {
+            return false;
+        }
+
+        // Replicas come and go; their names are in no label.
+        let workload = PeerInfo {
+            name: Box::default(),
+            ..info.clone()
+        };
+        let mut claims = self.claims.borrow_mut();
+        let named = claims.entry(principal.clone()).or_default();
+        if named.len() >= MAX_WORKLOADS {
+            return named.contains(&workload);
+        }
+        named.insert(workload);
+        true
     }
 
     /// The workload that an endpoint's metadata names, for requests and connections whose peer told
@@ -299,5 +337,41 @@ fn workload_of(host: &WorkerHost) -> Option<&Arc<str>> {
     match endpoint.metadata.at("istio", &["workload"])? {
         Value::String(text) => Some(text),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_names_itself_and_not_others() {
+        let series = Series::default();
+        let labels = |namespace: &str, workload: &str, principal: &str| {
+            let info = Arc::new(PeerInfo {
+                namespace: namespace.into(),
+                workload: workload.into(),
+                ..PeerInfo::default()
+            });
+            let principal: Arc<str> = principal.into();
+            let peer = series.peer(Some(&info), Some(&principal));
+            (peer.workload.to_string(), peer.principal.to_string())
+        };
+
+        let own = "cluster.local/ns/shop/sa/web";
+        assert_eq!(labels("shop", "web-v1", own).0, "web-v1");
+        assert_eq!(
+            labels("bank", "ledger", own),
+            (UNKNOWN.to_owned(), format!("spiffe://{own}"))
+        );
+
+        // Endless names: the first ones are believed, and stay believed.
+        for n in 0..MAX_WORKLOADS * 2 {
+            labels("shop", &format!("w{n}"), own);
+        }
+        assert_eq!(labels("shop", "web-v1", own).0, "web-v1");
+        assert_eq!(labels("shop", "late", own).0, UNKNOWN);
+        let other = "cluster.local/ns/shop/sa/other";
+        assert_eq!(labels("shop", "late", other).0, "late");
     }
 }
