@@ -22,6 +22,10 @@ use crate::yaml;
 
 pub use yaml::to_yaml;
 
+/// Code of the diagnostic about a document that is no Kubernetes object. It is information where
+/// the document does not look like one.
+pub const FOREIGN: &str = "MEL0107";
+
 /// What a file says.
 #[derive(Debug, Default)]
 pub struct Parsed {
@@ -32,6 +36,9 @@ pub struct Parsed {
     pub refused: Vec<ObjectKey>,
     /// Documents of which not even kind and name could be read.
     pub unreadable: usize,
+    /// Documents that are not meant for Kubernetes, such as a Compose file. Each has a diagnostic
+    /// with [`FOREIGN`].
+    pub foreign: usize,
     /// Everything there is to say.
     pub diagnostics: Vec<Diagnostic>,
 }
@@ -280,6 +287,11 @@ fn read_object(
         api_version,
         kind_word,
     } = match read_type(&value, &source) {
+        _ if source.item.is_none() && is_foreign(&value) => {
+            parsed.foreign += 1;
+            parsed.diagnostics.push(foreign(&source));
+            return;
+        }
         Ok(read) => read,
         Err(diagnostic) => {
             parsed.unreadable += 1;
@@ -355,6 +367,21 @@ fn read_object(
     });
 }
 
+const NOT_AN_OBJECT: &str = "this is not a Kubernetes object";
+const OBJECTS_ARE: &str = "an object is a mapping with apiVersion, kind and metadata";
+
+fn foreign(source: &Source) -> Diagnostic {
+    Diagnostic {
+        code: FOREIGN.to_owned(),
+        severity: Severity::Info,
+        object: ObjectRef::default(),
+        field: String::new(),
+        position: source.position(""),
+        message: format!("{NOT_AN_OBJECT}, and left alone"),
+        remedy: OBJECTS_ARE.to_owned(),
+    }
+}
+
 /// A value with `apiVersion` and `kind`.
 struct Typed<'a> {
     map: &'a Map<String, Value>,
@@ -362,11 +389,34 @@ struct Typed<'a> {
     kind_word: String,
 }
 
+/// Whether a document is not meant for an API server: a Compose file, an image map, a Helm chart's
+/// values, a Kustomization. Whatever has `metadata`, `spec` or a kind of the mesh, however these
+/// are spelt, is an object with a fault.
+fn is_foreign(value: &Value) -> bool {
+    let Some(map) = value.as_object() else {
+        return true;
+    };
+    let word = |key: &str| {
+        let same = |(found, _): &(&String, &Value)| found.eq_ignore_ascii_case(key);
+        map.iter()
+            .find(same)
+            .map(|(_, value)| value.as_str().unwrap_or_default())
+    };
+
+    let (version, kind) = (word("apiVersion"), word("kind"));
+    if version.is_some_and(|version| version.starts_with("kustomize.config.k8s.io/")) {
+        return true;
+    }
+    let is_known = kind.is_some_and(|kind| Kind::from_word(kind).is_some());
+    let is_typed = version.is_some() && kind.is_some();
+    !is_typed && !is_known && word("metadata").is_none() && word("spec").is_none()
+}
+
 /// Reads `apiVersion` and `kind`. The error says why the value is no Kubernetes object.
 fn read_type<'a>(value: &'a Value, source: &Source) -> Result<Typed<'a>, Box<Diagnostic>> {
     let refuse = |kind: &str, field: &str, message: String, remedy: &str| {
         Box::new(Diagnostic {
-            code: "MEL0107".to_owned(),
+            code: FOREIGN.to_owned(),
             severity: Severity::Error,
             object: ObjectRef::new(kind, "", ""),
             field: field.to_owned(),
@@ -377,12 +427,7 @@ fn read_type<'a>(value: &'a Value, source: &Source) -> Result<Typed<'a>, Box<Dia
     };
 
     let Some(map) = value.as_object() else {
-        return Err(refuse(
-            "",
-            "",
-            "this is not a Kubernetes object".to_owned(),
-            "an object is a mapping with apiVersion, kind and metadata",
-        ));
+        return Err(refuse("", "", NOT_AN_OBJECT.to_owned(), OBJECTS_ARE));
     };
 
     let word = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default();

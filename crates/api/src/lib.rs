@@ -27,7 +27,8 @@ mod validate;
 mod yaml;
 
 pub use document::{
-    Chunk, Parsed, chunks, object_from_value, parse, parse_documents, parse_in, to_yaml, value_of,
+    Chunk, FOREIGN, Parsed, chunks, object_from_value, parse, parse_documents, parse_in, to_yaml,
+    value_of,
 };
 pub use duration::Duration;
 pub use kind::{Kind, ObjectKey, Recognised, not_found};

@@ -39,7 +39,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 not found, refused, or no mesh; 
 pub enum Command {
     /// Run Bookinfo in a mesh, with a web page at http://127.0.0.1:8080/productpage
     Demo(UpArgs),
-    /// Run a mesh from directories of YAML files, which are watched for changes
+    /// Run a mesh from directories and files of YAML, which are watched for changes
     Up(UpArgs),
     /// Run only the proxy, from an Envoy bootstrap file
     Proxy(ProxyArgs),
@@ -82,7 +82,7 @@ pub enum MeshCommand {
 /// Arguments of `demo` and `up`.
 #[derive(Debug, Clone, Args)]
 pub struct UpArgs {
-    /// A directory of YAML files; may be given several times
+    /// A directory of YAML files, or a file, watched for changes; may be given several times
     #[arg(short = 'f', long = "filename", value_name = "DIR")]
     pub dirs: Vec<PathBuf>,
     /// An image map, which names the program of this machine for each container image; may be given

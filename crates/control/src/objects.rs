@@ -64,7 +64,8 @@ impl Objects {
             ..
         } = meltemi_api::parse_in("applied", text, namespace);
 
-        if objects.is_empty() && diagnostics.is_empty() {
+        let is_error = |finding: &Diagnostic| finding.severity == Severity::Error;
+        if objects.is_empty() && refused.is_empty() && !diagnostics.iter().any(is_error) {
             let remedy = "give YAML or JSON with apiVersion, kind and metadata.name";
             diagnostics.push(diagnostic(
                 ObjectRef::default(),
@@ -73,7 +74,6 @@ impl Objects {
             ));
         }
 
-        let is_error = |finding: &Diagnostic| finding.severity == Severity::Error;
         let mut sound = Vec::new();
         let mut planned = Vec::new();
         let mut earlier: BTreeMap<ObjectKey, &Object> = BTreeMap::new();

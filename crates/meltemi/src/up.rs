@@ -40,7 +40,7 @@ pub(crate) fn demo(mesh: Option<String>, run_dir: Option<PathBuf>, args: UpArgs)
 pub(crate) fn up(mesh: Option<String>, run_dir: Option<PathBuf>, args: UpArgs) -> Result<i32> {
     if args.dirs.is_empty() {
         bail!(
-            "which configuration? Name a directory of YAML: meltemi up -f DIR (or try meltemi demo)"
+            "which configuration? Name a directory or a file of YAML: meltemi up -f DIR (or try meltemi demo)"
         );
     }
     let mesh = mesh.unwrap_or_else(|| "default".to_owned());
@@ -65,11 +65,13 @@ fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptio
     );
 
     let mut options = UpOptions::new(mesh);
-    for dir in &args.dirs {
+    for path in &args.dirs {
+        let found = std::fs::metadata(path);
+        let found = found.with_context(|| format!("cannot read {}", path.display()))?;
         ensure!(
-            dir.is_dir(),
-            "{} is not a directory: -f takes directories, which are watched",
-            dir.display()
+            found.is_dir() || found.is_file(),
+            "{} is neither a file nor a directory: -f takes both, and watches them",
+            path.display()
         );
     }
 

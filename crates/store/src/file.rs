@@ -25,7 +25,7 @@ use scan::Scanner;
 use set::FileSet;
 use watch::{Wake, Watch, Writers};
 
-/// A directory to read.
+/// A directory to read, or a single file.
 #[derive(Debug, Clone)]
 pub struct Directory {
     /// Where it is.

@@ -263,7 +263,6 @@ fn other_kinds_rules() {
             "not a namespace's name",
         ),
         ("kind: Pod\n".to_owned(), "apiVersion is missing"),
-        ("- a\n".to_owned(), "not a Kubernetes object"),
     ] {
         let all = findings(&text);
         assert!(
@@ -500,4 +499,35 @@ fn an_address_may_end_in_colons() {
         panic!("a ServiceEntry")
     };
     assert_eq!(entry.addresses, ["192.0.2.4", "2001:db8::"]);
+}
+
+#[test]
+fn documents_of_other_programs_are_left_alone_and_broken_objects_are_not() {
+    for foreign in [
+        "services: {web: {image: nginx}}\n",
+        "version: '3'\nservices: {}\n",
+        "images: [{image: a, command: [b]}]\n",
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [a.yaml]\n",
+        "apiVersion: v2\nname: chart\nversion: 1.0.0\n",
+        "{\"name\": \"package\", \"version\": \"1.0.0\"}",
+        "[1, 2]",
+    ] {
+        let parsed = parse("x.yaml", foreign);
+        assert_eq!((parsed.foreign, parsed.unreadable), (1, 0), "{foreign}");
+        assert_eq!(parsed.diagnostics.len(), 1, "{foreign}");
+        assert_eq!(parsed.diagnostics[0].severity, Severity::Info, "{foreign}");
+    }
+
+    for fault in [
+        "kind: VirtualService\nmetadata: {name: a}\nspec: {}\n",
+        "Kind: virtualservice\nname: a\n",
+        "apiVersion: v1\nmetadata: {name: a}\n",
+        "apiversion: v1\nkind: Service\nmetadata: {name: a}\n",
+        "spec: {}\n",
+        "apiVersion: v1\nkind: List\nitems: [{services: {}}]\n",
+    ] {
+        let parsed = parse("x.yaml", fault);
+        assert_eq!((parsed.foreign, parsed.unreadable), (0, 1), "{fault}");
+        assert_eq!(parsed.diagnostics[0].severity, Severity::Error, "{fault}");
+    }
 }

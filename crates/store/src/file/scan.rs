@@ -43,6 +43,8 @@ pub(crate) enum Content {
 const MAX_FILE_BYTES: u64 = 32 << 20;
 const MAX_FILES: usize = 20_000;
 const MAX_DEPTH: usize = 16;
+/// The folder of Node.js packages: thousands of JSON files, none of them configuration.
+const PACKAGES: &str = "node_modules";
 /// A file that was written shortly before it was read may be written again without its time
 /// changing.
 const RACY: Duration = Duration::from_secs(1);
@@ -294,6 +296,14 @@ impl Walk<'_> {
     fn walk(&mut self, path: &Path, depth: usize) {
         match fs::metadata(path) {
             // A symbolic link may lead back up.
+            // A user may name a single file.
+            Ok(metadata) if depth == 0 && metadata.is_file() => {
+                self.present.insert(FileKey {
+                    directory: self.directory,
+                    path: path.to_owned(),
+                });
+                return;
+            }
             Ok(metadata) if !self.visited.insert((metadata.dev(), metadata.ino())) => return,
             Ok(_) => {}
             Err(error) => return self.fail(path, &error),
@@ -309,7 +319,8 @@ impl Walk<'_> {
 
             // A dot hides: editors' files, and the ..data of mounted ConfigMaps, which the visible
             // names link to.
-            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            let name = entry.file_name();
+            if name.as_encoded_bytes().starts_with(b".") || name == PACKAGES {
                 continue;
             }
             let path = entry.path();
@@ -358,7 +369,7 @@ impl Walk<'_> {
             self.findings.push(finding(
                 path,
                 Severity::Warning,
-                "the directory does not exist".to_owned(),
+                "does not exist".to_owned(),
                 "create it; it is looked for every second",
             ));
         } else {

@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use meltemi_api::{Kind, Object, ObjectKey, parse, validate};
+use meltemi_api::{FOREIGN, Kind, Object, ObjectKey, parse, validate};
 use meltemi_types::{Diagnostic, Severity};
 
 use super::Directory;
@@ -26,6 +26,8 @@ struct FileState {
     /// Written twice in this file.
     doubles: Vec<Arc<Object>>,
     findings: Vec<Diagnostic>,
+    /// It holds documents, and none is meant for the mesh.
+    is_foreign: bool,
 }
 
 /// All files.
@@ -61,6 +63,7 @@ impl FileSet {
                 objects: before,
                 doubles: Vec::new(),
                 findings: vec![*finding],
+                is_foreign: false,
             },
             Content::Text(text) => read(&file, &text, before),
         };
@@ -132,7 +135,46 @@ impl FileSet {
             }
         }
 
+        findings.extend((0..directories.len()).filter_map(|index| self.left_alone(index)));
         findings
+    }
+
+    /// The files of a directory that are not meant for the mesh. A project's folder holds many of
+    /// them, so they are one finding.
+    fn left_alone(&self, directory: usize) -> Option<Diagnostic> {
+        const SHOWN: usize = 5;
+
+        let of_directory = |file: &&FileKey| file.directory == directory;
+        let foreign: Vec<&FileKey> = self
+            .files
+            .iter()
+            .filter(|(_, state)| state.is_foreign)
+            .map(|(file, _)| file)
+            .filter(of_directory)
+            .collect();
+        let first = foreign.first()?;
+
+        let name = |file: &&FileKey| file.path.file_name().map(|name| name.display().to_string());
+        let mut names: Vec<String> = foreign.iter().take(SHOWN).filter_map(name).collect();
+        if foreign.len() > SHOWN {
+            names.push(format!("{} more", foreign.len() - SHOWN));
+        }
+        let folder = first.path.parent().unwrap_or(&first.path);
+        Some(Diagnostic {
+            code: "MEL0406".to_owned(),
+            severity: Severity::Info,
+            object: meltemi_types::ObjectRef::default(),
+            field: String::new(),
+            position: meltemi_types::Position {
+                file: folder.display().to_string(),
+                ..Default::default()
+            },
+            message: format!(
+                "left alone, since they hold no Kubernetes object: {}",
+                names.join(", ")
+            ),
+            remedy: String::new(),
+        })
     }
 }
 
@@ -155,6 +197,10 @@ fn double(object: &Object, winner: &Object) -> Diagnostic {
 fn read(file: &FileKey, text: &str, before: Objects) -> FileState {
     let parsed = parse(&file.path.to_string_lossy(), text);
     let mut findings = parsed.diagnostics;
+    let is_foreign = parsed.foreign > 0 && parsed.objects.is_empty() && parsed.refused.is_empty();
+    if parsed.foreign > 0 {
+        findings.retain(|finding| finding.code != FOREIGN || finding.severity != Severity::Info);
+    }
     let mut broken: BTreeSet<ObjectKey> = parsed.refused.into_iter().collect();
     let mut objects = Objects::new();
     let mut doubles = Vec::new();
@@ -213,6 +259,7 @@ fn read(file: &FileKey, text: &str, before: Objects) -> FileState {
         objects,
         doubles,
         findings,
+        is_foreign,
     }
 }
 

@@ -130,7 +130,7 @@ impl Watch {
             .any(|directory| passes_a_link(&directory.path));
         for (directory, watched) in directories.iter().zip(&mut self.watched) {
             let path = &directory.path;
-            let now = identity(path).filter(|_| path.is_dir());
+            let now = identity(path).filter(|_| path.is_dir() || path.is_file());
             if now.is_some() && *watched == now {
                 continue;
             }

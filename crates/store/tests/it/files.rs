@@ -531,3 +531,79 @@ async fn what_is_no_file_is_told_and_holds_nothing_up() {
             .any(|finding| finding.message.contains("is not a regular file"))
     );
 }
+
+#[tokio::test]
+async fn files_of_other_programs_are_one_finding_and_no_error() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).expect("written");
+    write("a.yaml", &virtual_service("a", "1s"));
+    write("compose.yaml", "services: {web: {image: nginx}}\n");
+    write("images.yaml", "images: [{image: a, command: [b]}]\n");
+    write("package.json", "{\"name\": \"x\"}");
+    write("tsconfig.json", "{\"files\": []}");
+    write("kustomization.yaml", "resources: [a.yaml]\n");
+    write("values.yaml", "replicas: 3\n");
+    fs::create_dir_all(dir.path().join("node_modules/x")).expect("made");
+    write("node_modules/x/broken.json", "{ // not even JSON");
+
+    let mut running = Running::start(vec![Directory::of_users(dir.path())], None);
+    let world = running.wait(|world| world.is_ready()).await;
+    assert_eq!(timeout(&world, "a"), Some(1));
+    let found: Vec<String> = world.diagnostics.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        found
+            .iter()
+            .filter(|found| !found.contains("IST"))
+            .collect::<Vec<_>>(),
+        [&format!(
+            "{}: info[MEL0406]: left alone, since they hold no Kubernetes object: compose.yaml, images.yaml, \
+             kustomization.yaml, package.json, tsconfig.json, 1 more",
+            dir.path().display()
+        )]
+    );
+
+    // A document among others is no reason to name the file.
+    write(
+        "values.yaml",
+        &format!("replicas: 3\n---\n{}", virtual_service("b", "1s")),
+    );
+    let world = running.wait(|world| timeout(world, "b") == Some(1)).await;
+    assert!(
+        world
+            .diagnostics
+            .iter()
+            .any(|found| found.message.ends_with("package.json, tsconfig.json"))
+    );
+}
+
+#[tokio::test]
+async fn a_single_file_is_read_and_watched_however_it_is_replaced() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("app.conf");
+    fs::write(&file, virtual_service("a", "1s")).expect("written");
+    fs::write(dir.path().join("other.yaml"), virtual_service("b", "1s")).expect("written");
+    let mut running = Running::start(vec![Directory::of_users(&file)], None);
+    let world = running.wait(|world| world.is_ready()).await;
+    assert_eq!(
+        (timeout(&world, "a"), timeout(&world, "b")),
+        (Some(1), None)
+    );
+
+    fs::write(&file, virtual_service("a", "2s")).expect("written");
+    running.wait(|world| timeout(world, "a") == Some(2)).await;
+
+    // As editors do it, twice.
+    for seconds in [3, 4] {
+        let next = dir.path().join("next");
+        fs::write(&next, virtual_service("a", &format!("{seconds}s"))).expect("written");
+        fs::rename(&next, &file).expect("renamed");
+        running
+            .wait(|world| timeout(world, "a") == Some(seconds))
+            .await;
+    }
+
+    fs::remove_file(&file).expect("removed");
+    running.wait(|world| timeout(world, "a").is_none()).await;
+    fs::write(&file, virtual_service("a", "5s")).expect("written");
+    running.wait(|world| timeout(world, "a") == Some(5)).await;
+}
