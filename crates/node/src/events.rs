@@ -50,6 +50,23 @@ pub struct AppliedObject {
     pub created: Option<String>,
 }
 
+/// What became of an object of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ObjectChange {
+    Created,
+    Changed,
+    Deleted,
+}
+
+/// What became of a workload after the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkloadChange {
+    Started,
+    /// Its specification changed: it ended and was started anew.
+    Changed,
+    Ended,
+}
+
 /// One line of the output of `meltemi up`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
@@ -59,7 +76,15 @@ pub enum Event {
     Applied(Vec<AppliedObject>),
     /// The control plane answers for the first time.
     ControlUp,
-    /// A workload became ready during the start.
+    /// A workload was started, changed or ended after the start.
+    Workload {
+        /// Kubernetes namespace of the workload.
+        namespace: String,
+        /// Name of the pod.
+        name: String,
+        change: WorkloadChange,
+    },
+    /// A workload became ready, during the start or later.
     WorkloadReady {
         /// Kubernetes namespace of the workload.
         namespace: String,
@@ -77,6 +102,20 @@ pub enum Event {
     AllReady,
     /// A diagnostic of the configuration: position, code, message and remedy.
     Finding(String),
+    /// A diagnostic or problem that went away.
+    Mended(String),
+    /// An object of the user was created, changed or deleted.
+    Object {
+        /// `VirtualService/reviews.default`.
+        object: String,
+        /// File and line, or `applied`.
+        place: String,
+        change: ObjectChange,
+    },
+    /// Many objects of the user changed at once: their number.
+    Objects(usize),
+    /// The node stops this number of workloads, as asked.
+    Stopping(usize),
     /// A problem that affects a part of the mesh; the rest keeps running.
     Warning(String),
     /// The node cannot continue and ends.

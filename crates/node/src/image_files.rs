@@ -30,7 +30,7 @@ pub(crate) fn follow(
     let _ = followed.reload_changed(&files);
     let (maps, receiver) = watch::channel(Arc::new(followed.maps(&fixed)));
     tokio::spawn(async move {
-        let mut reported = Vec::new();
+        let mut reported: Vec<String> = Vec::new();
         while !(files.is_empty() || maps.is_closed()) {
             tokio::time::sleep(POLL_INTERVAL).await;
             let problems = followed.reload_changed(&files);
@@ -45,6 +45,12 @@ pub(crate) fn follow(
                     .await;
             }
 
+            for mended in reported
+                .iter()
+                .filter(|problem| !problems.contains(*problem))
+            {
+                dialler.show(Event::Mended(mended.clone())).await;
+            }
             reported = problems;
             let new = followed.maps(&fixed);
             maps.send_if_modified(|old| {

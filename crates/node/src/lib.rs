@@ -64,7 +64,7 @@ mod workload;
 pub use client::{Client, ClientError};
 pub use config::UpOptions;
 pub use dialler::{DialMap, DialMapError};
-pub use events::{AppliedObject, Event, PublishedPort};
+pub use events::{AppliedObject, Event, ObjectChange, PublishedPort, WorkloadChange};
 pub use images::{ImageEntry, ImageMap, ImageMapError};
 pub use limits::raise_open_files;
 pub use publication::ServicePublication;

@@ -129,9 +129,13 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     let services = services::follow(view.worlds());
     start_relay(&dialler, &services).await?;
     start_resolvers(&dialler, &services).await?;
-    tokio::spawn(reporter::report_findings(
+    tokio::spawn(reporter::report(
         view.worlds(),
         Arc::clone(&dialler),
+        reporter::Folders {
+            own: config.run_dir.clone(),
+            applied: config.applied_dir(),
+        },
     ));
     let mut images = image_files::follow(
         config.image_files.clone(),
@@ -174,7 +178,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         let maps = images.borrow_and_update().clone();
         let wanted = wanted_workloads(&node, &world, &maps, &mut reported).await;
 
-        reconcile(&node, wanted, &mut addresses).await;
+        reconcile(&node, wanted, &mut addresses, is_announcing).await;
 
         // Only the workloads of the start are announced, so their list is taken after the first
         // round.
@@ -193,7 +197,9 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
 
     // Wanting nothing stops every workload.
     node.context.is_stopping.store(true, Ordering::Relaxed);
-    reconcile(&node, BTreeMap::new(), &mut addresses).await;
+    let count = node.state().handles.len();
+    dialler.show(Event::Stopping(count)).await;
+    reconcile(&node, BTreeMap::new(), &mut addresses, false).await;
 
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use meltemi_cli::age_since;
-use meltemi_node::{AppliedObject, Event};
+use meltemi_node::{AppliedObject, Event, ObjectChange, WorkloadChange};
 
 /// Names of applied objects in the line of the start; the rest is counted.
 const SHOWN_OBJECTS: usize = 5;
@@ -24,6 +24,8 @@ pub(super) struct Printer {
     /// Gateway port and address of the machine.
     published: Vec<(u16, SocketAddr)>,
     told_applied: bool,
+    /// Workloads that became ready during the start.
+    ready_workloads: usize,
     was_ready: bool,
 }
 
@@ -33,6 +35,7 @@ impl Printer {
             meltemi,
             published: Vec::new(),
             told_applied: false,
+            ready_workloads: 0,
             was_ready: false,
         }
     }
@@ -67,16 +70,65 @@ impl Printer {
             Event::AllReady if std::mem::replace(&mut self.was_ready, true) => {
                 Some(Line::Say("ready again".to_owned()))
             }
-            Event::AllReady => Some(Line::Say(format!(
-                "ready after {:.1} s",
-                elapsed.as_secs_f64()
-            ))),
+            Event::AllReady => Some(Line::Say(self.ready(elapsed))),
+            Event::WorkloadReady { .. } if !self.was_ready => {
+                self.ready_workloads += 1;
+                None
+            }
+            Event::WorkloadReady { namespace, name } => {
+                Some(Line::Say(format!("workload {namespace}/{name} is ready")))
+            }
+            Event::Workload {
+                namespace,
+                name,
+                change,
+            } => {
+                let what = match change {
+                    WorkloadChange::Started => "started",
+                    WorkloadChange::Changed => "changed and was started anew",
+                    WorkloadChange::Ended => "ended",
+                };
+                Some(Line::Say(format!("workload {namespace}/{name} {what}")))
+            }
+            // The objects of the start are no news.
+            Event::Object { .. } | Event::Objects(_) if !self.was_ready => None,
+            Event::Object {
+                object,
+                place,
+                change,
+            } => Some(Line::Say(match change {
+                ObjectChange::Created => format!("created {object} ({place})"),
+                ObjectChange::Changed => format!("changed {object} ({place})"),
+                ObjectChange::Deleted => format!("deleted {object} ({place})"),
+            })),
+            Event::Objects(count) => Some(Line::Say(format!("{count} objects changed"))),
+            Event::Mended(text) => Some(Line::Say(format!("mended: {text}"))),
+            Event::Stopping(count) => Some(Line::Say(format!("stopping {} ...", workloads(count)))),
             Event::Finding(text) => Some(Line::Complain(text)),
             Event::Warning(text) => Some(Line::Complain(format!("warning: {text}"))),
             // `up` returns this as its error.
             Event::Failed(_) => None,
-            Event::NodeUp | Event::ControlUp | Event::WorkloadReady { .. } => None,
+            Event::NodeUp | Event::ControlUp => None,
         }
+    }
+
+    fn ready(&self, elapsed: Duration) -> String {
+        let what = match self.ready_workloads {
+            0 => "no workload yet".to_owned(),
+            count => workloads(count),
+        };
+        format!(
+            "ready after {:.1} s: {what} (`{} status` shows what runs)",
+            elapsed.as_secs_f64(),
+            self.meltemi
+        )
+    }
+}
+
+fn workloads(count: usize) -> String {
+    match count {
+        1 => "1 workload".to_owned(),
+        count => format!("{count} workloads"),
     }
 }
 
@@ -141,7 +193,7 @@ mod tests {
             [
                 "1 object applied earlier is in force: VirtualService/a.default (0s ago). \
                  `meltemi delete --all` removes it; --fresh starts without it.",
-                "ready after 0.8 s",
+                "ready after 0.8 s: no workload yet (`meltemi status` shows what runs)",
                 "ready again",
             ]
         );
@@ -156,6 +208,55 @@ mod tests {
         let six: Vec<AppliedObject> = (0..6).map(|n| object(&n.to_string(), None)).collect();
         let line = said(vec![Event::Applied(six)]).remove(0);
         assert!(line.contains("4, 1 more."), "{line}");
+    }
+
+    #[test]
+    fn what_happens_after_the_start_is_told_line_by_line() {
+        let named = |name: &str| ("shop".to_owned(), name.to_owned());
+        let ready = |name: &str| {
+            let (namespace, name) = named(name);
+            Event::WorkloadReady { namespace, name }
+        };
+        let workload = |name: &str, change| {
+            let (namespace, name) = named(name);
+            Event::Workload {
+                namespace,
+                name,
+                change,
+            }
+        };
+        let object = |change| Event::Object {
+            object: "Service/web.shop".to_owned(),
+            place: "/shop/web.yaml:4".to_owned(),
+            change,
+        };
+
+        assert_eq!(
+            said(vec![
+                object(ObjectChange::Created),
+                ready("web-0"),
+                Event::AllReady,
+                object(ObjectChange::Changed),
+                workload("db-0", WorkloadChange::Started),
+                ready("db-0"),
+                workload("db-0", WorkloadChange::Changed),
+                workload("db-0", WorkloadChange::Ended),
+                Event::Objects(312),
+                Event::Mended("a.yaml:1: error[MEL0101]: not YAML".to_owned()),
+                Event::Stopping(2),
+            ]),
+            [
+                "ready after 0.8 s: 1 workload (`meltemi status` shows what runs)",
+                "changed Service/web.shop (/shop/web.yaml:4)",
+                "workload shop/db-0 started",
+                "workload shop/db-0 is ready",
+                "workload shop/db-0 changed and was started anew",
+                "workload shop/db-0 ended",
+                "312 objects changed",
+                "mended: a.yaml:1: error[MEL0101]: not YAML",
+                "stopping 2 workloads ...",
+            ]
+        );
     }
 
     #[test]

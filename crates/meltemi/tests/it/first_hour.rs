@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
 use crate::http;
-use crate::mesh::Plan;
+use crate::mesh::{Mesh, Plan};
 use crate::objects::{both, teapot};
 use crate::peers::{App, Peers, curl, yaml};
 
@@ -209,4 +209,63 @@ fn a_demo_whose_port_is_taken_takes_a_free_one() {
         answer.header("location"),
         Some(&*format!("http://{address}/productpage"))
     );
+}
+
+#[test]
+fn the_terminal_tells_what_happens() {
+    let Some(peers) = Peers::of("the_terminal_tells_what_happens") else {
+        return;
+    };
+    let plan = Plan::new().argument("--no-gateways").argument("-f");
+    let single = plan.path("single.yaml");
+    std::fs::write(&single, teapot("diary", 418)).expect("a writable folder");
+    let mut mesh = plan
+        .argument(&single.display().to_string())
+        .file(
+            "apps.yaml",
+            &yaml(&[peers.recorder("ledger"), App::idle("inside")]),
+        )
+        .file("docker-compose.yml", "services: {web: {image: nginx}}\n")
+        .start();
+    assert!(
+        mesh.said(": 2 workloads (`meltemi status` shows what runs)"),
+        "{:?}",
+        mesh.lines()
+    );
+    assert!(!mesh.said("docker-compose"), "{:?}", mesh.lines());
+    assert!(both(&mesh.cli(&["status"])).contains("docker-compose.yml"));
+    let tells = |mesh: &Mesh, text: &str| mesh.wait(text, || mesh.said(text));
+
+    // Objects, of the file of its own too.
+    mesh.write("vs.yaml", &teapot("ledger", 418));
+    tells(&mesh, "created VirtualService/ledger.default (");
+    std::fs::write(&single, teapot("diary", 451)).expect("a writable folder");
+    tells(
+        &mesh,
+        &format!(
+            "changed VirtualService/diary.default ({}:4)",
+            single.display()
+        ),
+    );
+
+    // Faults, and that they are mended.
+    mesh.write(
+        "vs.yaml",
+        &teapot("ledger", 418).replace("httpStatus", "httpStats"),
+    );
+    tells(&mesh, "vs.yaml:10:9: error[MEL0103]");
+    mesh.write("vs.yaml", &teapot("ledger", 451));
+    tells(&mesh, "mended: ");
+    mesh.take_out("vs.yaml");
+    tells(&mesh, "deleted VirtualService/ledger.default (");
+
+    // Workloads.
+    mesh.write("more.yaml", &App::idle("more").yaml());
+    tells(&mesh, "workload default/more-0 started");
+    tells(&mesh, "workload default/more-0 is ready");
+    mesh.take_out("more.yaml");
+    tells(&mesh, "workload default/more-0 ended");
+
+    mesh.stop();
+    assert!(mesh.said("stopping 2 workloads ..."), "{:?}", mesh.lines());
 }

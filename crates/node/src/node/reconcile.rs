@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meltemi_store::World;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::state::Node;
 use crate::addresses::Addresses;
+use crate::api::WorkloadStatus;
+use crate::context::Context;
 use crate::desired::plan_replicas;
-use crate::events::Event;
+use crate::events::{Event, WorkloadChange};
 use crate::images::ImageMap;
 use crate::spec::{NO_ENVOY, ProxyKind, WorkloadKey, WorkloadSpec};
 use crate::workload::{self, Command};
@@ -44,7 +46,12 @@ pub(super) async fn wanted_workloads(
     for problem in problems.iter().filter(|p| !reported.contains(*p)) {
         node.context.warn(problem.clone()).await;
     }
-    *reported = problems.iter().cloned().collect();
+    let problems_now: BTreeSet<String> = problems.iter().cloned().collect();
+    for mended in reported.difference(&problems_now) {
+        let event = Event::Mended(mended.clone());
+        node.context.dialler.show(event).await;
+    }
+    *reported = problems_now;
 
     let mut state = node.state();
     state.problems = problems;
@@ -62,11 +69,12 @@ pub(super) async fn wanted_workloads(
 }
 
 /// Stops workloads that are not wanted or whose specification changed, waits for them, then starts
-/// the missing ones.
+/// the missing ones. With `announce`, shows each of them to the user.
 pub(super) async fn reconcile(
     node: &Node,
     wanted: BTreeMap<WorkloadKey, WorkloadSpec>,
     addresses: &mut Addresses,
+    announce: bool,
 ) {
     let ending: Vec<(WorkloadKey, oneshot::Receiver<()>)> = {
         let state = node.state();
@@ -74,7 +82,6 @@ pub(super) async fn reconcile(
             .handles
             .iter()
             .filter(|(key, handle)| wanted.get(key) != Some(&*handle.spec));
-
         stale
             .map(|(key, handle)| {
                 let (done, ended) = oneshot::channel();
@@ -84,24 +91,70 @@ pub(super) async fn reconcile(
             .collect()
     };
 
+    let mut changed = BTreeSet::new();
     for (key, ended) in ending {
         let _ = ended.await;
         node.state().handles.remove(&key);
         addresses.release(&key.to_string());
+        if wanted.contains_key(&key) {
+            changed.insert(key);
+        } else if announce {
+            show_change(node, &key, WorkloadChange::Ended).await;
+        }
     }
 
     for (key, spec) in wanted {
-        let mut state = node.state();
-        if state.handles.contains_key(&key) {
-            continue;
-        }
-        match addresses.take(&key.to_string()) {
-            Some(address) => {
-                let handle = workload::start(Arc::clone(&node.context), spec, address);
-                state.handles.insert(key, handle);
+        let started = {
+            let mut state = node.state();
+            if state.handles.contains_key(&key) {
+                continue;
             }
-            None => tracing::error!(workload = %key, "no address is left in 10.44.0.0/16"),
+            match addresses.take(&key.to_string()) {
+                Some(address) => {
+                    let handle = workload::start(Arc::clone(&node.context), spec, address);
+                    let status = handle.status.clone();
+                    state.handles.insert(key.clone(), handle);
+                    Some(status)
+                }
+                None => {
+                    tracing::error!(workload = %key, "no address is left in 10.44.0.0/16");
+                    None
+                }
+            }
+        };
+
+        if let (true, Some(status)) = (announce, started) {
+            let change = match changed.contains(&key) {
+                true => WorkloadChange::Changed,
+                false => WorkloadChange::Started,
+            };
+            show_change(node, &key, change).await;
+            tokio::spawn(show_ready(Arc::clone(&node.context), key, status));
         }
+    }
+}
+
+async fn show_change(node: &Node, key: &WorkloadKey, change: WorkloadChange) {
+    let event = Event::Workload {
+        namespace: key.namespace.clone(),
+        name: key.pod.clone(),
+        change,
+    };
+    node.context.dialler.show(event).await;
+}
+
+/// Shows to the user that a workload is ready for the first time. Shows nothing if it ends before.
+async fn show_ready(
+    context: Arc<Context>,
+    key: WorkloadKey,
+    mut status: watch::Receiver<WorkloadStatus>,
+) {
+    if status.wait_for(|status| status.ready).await.is_ok() {
+        let event = Event::WorkloadReady {
+            namespace: key.namespace,
+            name: key.pod,
+        };
+        context.dialler.show(event).await;
     }
 }
 
