@@ -3,7 +3,7 @@
 mod file;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::watch;
 
@@ -47,13 +47,21 @@ type Slot = watch::Sender<Option<Arc<Secret>>>;
 /// All secrets of a process. Cheap to clone; clones share their content. A name can be watched
 /// before it is set, which is how a listener waits for its certificate. Names that stand for files
 /// (`file-root:PATH`, `file-cert:CERT~KEY`) are read at their first use and again by
-/// [`SecretStore::refresh_files`].
+/// [`SecretStore::refresh_files`] for as long as somebody watches them.
 #[derive(Debug, Clone)]
 pub struct SecretStore {
     slots: Arc<RwLock<BTreeMap<String, Slot>>>,
-    /// Hash of the content by file name; `None` if the file could not be read yet.
-    files: Arc<Mutex<BTreeMap<String, Option<u64>>>>,
+    files: Arc<Mutex<BTreeMap<String, FileState>>>,
     generation: watch::Sender<u64>,
+}
+
+/// A file that has been read, or could not be.
+#[derive(Debug, Clone, Default)]
+struct FileState {
+    /// Hash of the content; `None` if the file could not be read yet.
+    hash: Option<u64>,
+    /// Why the last try failed.
+    error: Option<String>,
 }
 
 impl Default for SecretStore {
@@ -115,27 +123,40 @@ impl SecretStore {
         self.generation.subscribe()
     }
 
-    /// Reads all used files again and sets the secrets of those that changed. A file that cannot be
-    /// read keeps its previous secret, with a warning.
+    /// Reads all watched files again and sets the secrets of those that changed. A file that cannot
+    /// be read keeps its previous secret, with one warning for each reason. A file that nobody
+    /// watches is forgotten, and its key with it.
     pub fn refresh_files(&self) {
-        let names: Vec<String> = self
-            .files
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .keys()
-            .cloned()
-            .collect();
-        names.iter().for_each(|name| self.read_file(name));
+        let names: Vec<String> = self.files().keys().cloned().collect();
+        for name in names {
+            if self.forget_unwatched(&name) {
+                self.files().remove(&name);
+            } else {
+                self.read_file(&name);
+            }
+        }
+    }
+
+    /// Removes the secret if nobody watches it; whether it is gone.
+    fn forget_unwatched(&self, name: &str) -> bool {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let is_watched = slots
+            .get(name)
+            .is_some_and(|slot| slot.receiver_count() > 0);
+        if !is_watched {
+            slots.remove(name);
+        }
+
+        !is_watched
+    }
+
+    fn files(&self) -> MutexGuard<'_, BTreeMap<String, FileState>> {
+        // The lock may be poisoned, but no operation leaves the map half changed.
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read_file_once(&self, name: &str) {
-        if FileName::of(name).is_some()
-            && !self
-                .files
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .contains_key(name)
-        {
+        if FileName::of(name).is_some() && !self.files().contains_key(name) {
             self.read_file(name);
         }
     }
@@ -144,24 +165,31 @@ impl SecretStore {
         let Some(file) = FileName::of(name) else {
             return;
         };
-        let before = {
-            let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-            *files.entry(name.to_owned()).or_default()
-        };
+        let before = self.files().entry(name.to_owned()).or_default().clone();
 
-        match file.read(before) {
-            Ok(None) => {}
+        let after = match file.read(before.hash) {
+            Ok(None) => FileState {
+                error: None,
+                ..before
+            },
             Ok(Some((secret, hash))) => {
-                self.files
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(name.to_owned(), Some(hash));
                 self.set(name, secret);
+                FileState {
+                    hash: Some(hash),
+                    error: None,
+                }
             }
             Err(error) => {
-                tracing::warn!(secret = name, %error, "cannot be read; what it brought before stays")
+                if before.error.as_ref() != Some(&error) {
+                    tracing::warn!(secret = name, %error, "cannot be read; what it brought before stays");
+                }
+                FileState {
+                    error: Some(error),
+                    ..before
+                }
             }
-        }
+        };
+        self.files().insert(name.to_owned(), after);
     }
 
     fn put(&self, name: &str, value: Option<Arc<Secret>>) {
@@ -199,5 +227,35 @@ mod tests {
         assert_eq!(store.names(), [DEFAULT_SECRET]);
         store.remove(DEFAULT_SECRET);
         assert!(store.get(DEFAULT_SECRET).is_none() && store.names().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_nobody_watches_any_more_is_forgotten() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("roots.pem");
+        let name = format!("file-root:{}", path.display());
+        let store = SecretStore::new();
+        let read = |store: &SecretStore| store.files().get(&name).cloned();
+
+        let watching = store.watch(&name);
+        store.refresh_files();
+        assert!(read(&store).is_some_and(|file| file.error.is_some()));
+        assert!(store.get(&name).is_none());
+
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let roots = rcgen::CertificateParams::default().self_signed(&key);
+        std::fs::write(&path, roots.expect("signed").pem()).expect("written");
+        store.refresh_files();
+        assert!(read(&store).is_some_and(|file| file.error.is_none()));
+        assert_eq!(store.names(), [&*name]);
+
+        // What it brought stays while somebody watches.
+        std::fs::remove_file(&path).expect("removed");
+        store.refresh_files();
+        assert_eq!(store.names(), [&*name]);
+
+        drop(watching);
+        store.refresh_files();
+        assert!(read(&store).is_none() && store.names().is_empty());
     }
 }

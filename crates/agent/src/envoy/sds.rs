@@ -1,6 +1,7 @@
 //! Serves certificates and roots to Envoy over SDS on a local socket, in the delta and the
 //! state-of-the-world variant.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -80,6 +81,8 @@ async fn serve_stream<S: ServerSession>(
 ) {
     let session = Mutex::new(S::new());
     let lock = || session.lock().unwrap_or_else(PoisonError::into_inner);
+    // Files are read again for as long as somebody watches them.
+    let mut watched = BTreeMap::new();
     let mut changes = secrets.changes();
     changes.mark_changed();
 
@@ -88,9 +91,12 @@ async fn serve_stream<S: ServerSession>(
             biased;
             message = inbound.message() => match message {
                 Ok(Some(request)) => {
-                    // A name that is a file is read at its first `get`, which wakes `changes`
-                    // below.
-                    S::names(&request).iter().for_each(|name| _ = secrets.get(name));
+                    // A name that is a file is read when it is first watched, which wakes
+                    // `changes` below.
+                    for name in S::names(&request) {
+                        let watch = || secrets.watch(name);
+                        watched.entry(name.clone()).or_insert_with(watch);
+                    }
                     let taken = lock().on_request(request);
                     match taken {
                         Ok(Some(Verdict::Nacked { names, reason, .. })) => tracing::warn!(?names, %reason, "sds: refused by the proxy"),

@@ -13,8 +13,9 @@ use meltemi_proxy_config::bootstrap::Bootstrap;
 use meltemi_proxy_config::cluster::Cluster;
 use meltemi_proxy_config::endpoint::EndpointSet;
 use meltemi_proxy_config::listener::Listener;
-use meltemi_proxy_config::tls::SecretSource;
+use meltemi_proxy_config::tls::{SecretRef, SecretSource};
 use meltemi_proxy_config::{Address, Compiler};
+use meltemi_tls::{Secret, SecretStore};
 use meltemi_xds::{ClientEvent, ClientHandle, Update};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -92,6 +93,8 @@ pub struct Driver {
     awaited: BTreeSet<String>,
     resolving: HashMap<Arc<str>, (Arc<Cluster>, AbortHandle)>,
     sds: SdsStreams,
+    /// The secrets that the configuration names: the store forgets files that nobody watches.
+    watched: Vec<watch::Receiver<Option<Arc<Secret>>>>,
     answers: mpsc::Sender<(Arc<Cluster>, EndpointSet)>,
     ready: watch::Sender<bool>,
     /// Listeners without sockets.
@@ -121,6 +124,7 @@ impl Driver {
             awaited: BTreeSet::new(),
             resolving: HashMap::new(),
             sds: SdsStreams::default(),
+            watched: Vec::new(),
             answers,
             ready,
             stopped: None,
@@ -348,6 +352,7 @@ impl Driver {
             .iter()
             .filter(|secret| secret.source == SecretSource::Ads);
         self.subscribe(SECRET, from_ads.map(|secret| secret.name.clone()).collect());
+        self.watched = watched(&secrets, &self.common.secrets);
         self.sds.keep(&secrets, &self.common.secrets);
         self.state.forget_unused();
         self.keep_resolved();
@@ -513,4 +518,14 @@ async fn next_event(events: &mut Option<mpsc::Receiver<ClientEvent>>) -> Option<
         Some(events) => events.recv().await,
         None => std::future::pending().await,
     }
+}
+
+fn watched(
+    secrets: &[SecretRef],
+    store: &SecretStore,
+) -> Vec<watch::Receiver<Option<Arc<Secret>>>> {
+    secrets
+        .iter()
+        .map(|secret| store.watch(&secret.name))
+        .collect()
 }

@@ -5,6 +5,7 @@ use meltemi_proto::envoy::config::core::v3 as core;
 use meltemi_proto::envoy::config::listener::v3::FilterChain;
 use meltemi_proto::envoy::extensions::transport_sockets::tls::v3 as tls;
 use meltemi_proto::pack;
+use meltemi_proto::type_url::CLUSTER;
 use meltemi_proxy::ProxyOptions;
 use meltemi_tls::{Identity, Secret, SecretStore, TrustBundle};
 use rcgen::{
@@ -638,4 +639,43 @@ async fn certificates_that_cannot_be_read_refuse_the_resource() {
     );
 
     assert!(running.handle.addresses().await.is_empty());
+}
+
+/// A file is read for as long as a resource names it: nobody wants to hear of the files of an
+/// object that was deleted, and its key leaves the memory with it.
+#[tokio::test]
+async fn files_of_removed_resources_are_forgotten() {
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("roots.pem");
+    std::fs::write(&path, authority.roots()).expect("written");
+    let name = format!("file-root:{}", path.display());
+
+    let mut terms = common(&[], &[]);
+    terms.tls_certificate_sds_secret_configs.clear();
+    terms.validation_context_type = Some(
+        tls::common_tls_context::ValidationContextType::ValidationContextSdsSecretConfig(sds(
+            &name,
+        )),
+    );
+    let mut cluster = static_cluster("files", &[peers::nobody().await]);
+    cluster.transport_socket = Some(socket(pack(&tls::UpstreamTlsContext {
+        common_tls_context: Some(terms),
+        ..Default::default()
+    })));
+
+    let secrets = SecretStore::new();
+    let running = Running::start(ProxyOptions {
+        secrets: secrets.clone(),
+        ..Default::default()
+    });
+    running.apply(vec![cluster], vec![]).await;
+    secrets.refresh_files();
+    assert_eq!(secrets.names(), [&*name]);
+
+    let removed = vec!["files".to_owned()];
+    let applied = running.handle.apply(CLUSTER, vec![], removed).await;
+    applied.expect("removed");
+    secrets.refresh_files();
+    assert!(secrets.names().is_empty(), "{:?}", secrets.names());
 }
