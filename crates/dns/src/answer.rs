@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::CNAME;
+use hickory_proto::rr::rdata::{CNAME, SRV};
 use hickory_proto::rr::{RData, Record};
 
 use crate::query::{Parsed, Query, name_of, parse};
@@ -14,6 +14,10 @@ pub(crate) const MAX_UDP: u16 = 1232;
 /// RFC 1035 §4.2.1.
 const MIN_UDP: u16 = 512;
 
+/// Of SRV records: all targets are of one rank, and get the same share.
+const PRIORITY: u16 = 0;
+const WEIGHT: u16 = 1;
+
 /// How an answer travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
@@ -21,6 +25,14 @@ pub enum Transport {
     Udp,
     /// Answers have up to 65,535 bytes.
     Tcp,
+}
+
+/// Where a port of a service is: the data of an SRV record. RFC 2782.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceTarget {
+    /// A name with addresses. A text that is no name leaves the record out.
+    pub host: String,
+    pub port: u16,
 }
 
 /// The content of an answer.
@@ -35,6 +47,8 @@ pub struct Answer<'a> {
     pub alias: Option<&'a str>,
     /// Addresses of the type that was asked for.
     pub addresses: &'a [IpAddr],
+    /// SRV records, of equal weight.
+    pub targets: &'a [ServiceTarget],
     /// Seconds for which the records may be kept.
     pub ttl: u32,
 }
@@ -47,6 +61,7 @@ impl Answer<'_> {
             authoritative: false,
             alias: None,
             addresses: &[],
+            targets: &[],
             ttl: 0,
         }
     }
@@ -61,6 +76,7 @@ impl Query {
             authoritative,
             alias,
             addresses,
+            targets,
             ttl,
         } = *answer;
 
@@ -82,6 +98,12 @@ impl Query {
                 IpAddr::V6(address) => RData::AAAA(address.into()),
             };
             Record::from_rdata(owner.clone(), ttl, data)
+        }));
+
+        message.add_answers(targets.iter().filter_map(|target| {
+            let host = name_of(&target.host)?;
+            let data = RData::SRV(SRV::new(PRIORITY, WEIGHT, target.port, host));
+            Some(Record::from_rdata(owner.clone(), ttl, data))
         }));
 
         // RFC 6891 §6.1.1: an OPT record is answered with one.

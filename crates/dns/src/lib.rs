@@ -10,7 +10,7 @@
 mod answer;
 mod query;
 
-pub use answer::{Answer, Transport, error_for, error_reply};
+pub use answer::{Answer, ServiceTarget, Transport, error_for, error_reply};
 pub use hickory_proto::op::ResponseCode;
 pub use hickory_proto::rr::RecordType;
 pub use query::{Parsed, Query, addresses_of, is_name, parse};

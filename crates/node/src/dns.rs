@@ -1,6 +1,6 @@
 //! DNS answers about names of the mesh, which the node gives itself.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use meltemi_dns::{Answer, RecordType, ResponseCode, Transport};
 
@@ -18,6 +18,7 @@ pub(crate) fn answer<'a>(
         authoritative: true,
         alias,
         addresses,
+        targets: &[],
         ttl: TTL,
     }
 }
@@ -26,6 +27,21 @@ pub(crate) fn answer<'a>(
 pub(crate) fn of_type(addresses: &[Ipv4Addr], record: RecordType) -> Vec<IpAddr> {
     match record {
         RecordType::A => addresses.iter().copied().map(IpAddr::V4).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// `localhost` and the names below it. RFC 6761 §6.3: they are never asked of anybody else.
+pub(crate) fn is_localhost(name: &str) -> bool {
+    name.strip_suffix("localhost")
+        .is_some_and(|head| head.is_empty() || head.ends_with('.'))
+}
+
+/// The loopback address of the queried type.
+pub(crate) fn loopback(record: RecordType) -> Vec<IpAddr> {
+    match record {
+        RecordType::A => vec![Ipv4Addr::LOCALHOST.into()],
+        RecordType::AAAA => vec![Ipv6Addr::LOCALHOST.into()],
         _ => Vec::new(),
     }
 }

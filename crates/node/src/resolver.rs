@@ -131,6 +131,19 @@ impl Resolver {
             Some(query.respond(&answer, dns::transport(tcp)))
         };
 
+        if dns::is_localhost(&query.name) {
+            return reply(ResponseCode::NoError, &dns::loopback(query.record));
+        }
+
+        let targets = self.services.borrow().port_targets(&query.name);
+        if let Some(targets) = targets {
+            let mut answer = dns::answer(ResponseCode::NoError, None, &[]);
+            if query.record == RecordType::SRV {
+                answer.targets = &targets;
+            }
+            return Some(query.respond(&answer, dns::transport(tcp)));
+        }
+
         let known = self.services.borrow().addresses(&query.name);
         if let Some(addresses) = known {
             let addresses = dns::of_type(&addresses, query.record);
@@ -216,6 +229,8 @@ impl Resolver {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use meltemi_dns::ServiceTarget;
+
     use super::*;
     use crate::fd_socket;
 
@@ -264,5 +279,54 @@ mod tests {
         let (length, _) = client.recv_from(&mut buffer).await.unwrap();
         assert!(buffer[..length].ends_with(&[10, 45, 0, 3]));
         drop(idle);
+    }
+
+    #[tokio::test]
+    async fn ports_of_services_and_localhost_are_answered_here() {
+        let (_supervisor, socket) = fd_socket::pair().unwrap();
+        let peer = ServiceTarget {
+            host: "10-44-0-7.peers.test".into(),
+            port: 9080,
+        };
+        let services = Services {
+            ports: [("_http._tcp.peers.test".to_owned(), vec![peer])].into(),
+            ..Services::default()
+        };
+        let (_keep, services) = watch::channel(Arc::new(services));
+        let resolver = Resolver {
+            services,
+            dialler: Dialler::start(socket).unwrap().0,
+            domain: "cluster.local".into(),
+        };
+        let ask = async |name: &str, record: u16| {
+            let mut query = vec![1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+            for label in name.split('.') {
+                query.push(u8::try_from(label.len()).unwrap());
+                query.extend_from_slice(label.as_bytes());
+            }
+            query.push(0);
+            query.extend_from_slice(&record.to_be_bytes());
+            query.extend_from_slice(&[0, 1]);
+            resolver.answer(query, false).await.unwrap()
+        };
+        let counted = |answer: &[u8]| (answer[3] & 15, answer[7]);
+
+        // Priority 0, weight 1, port 9080, and the name, uncompressed (RFC 2782).
+        let srv = ask("_http._tcp.peers.test", 33).await;
+        assert_eq!(counted(&srv), (0, 1));
+        let data = [
+            &[0, 0, 0, 1, 0x23, 0x78, 9][..],
+            b"10-44-0-7\x05peers\x04test\x00",
+        ]
+        .concat();
+        assert!(srv.ends_with(&data), "{srv:?}");
+        assert_eq!(counted(&ask("_http._tcp.peers.test", 1).await), (0, 0));
+
+        for name in ["localhost", "LocalHost", "a.localhost"] {
+            assert!(ask(name, 1).await.ends_with(&[127, 0, 0, 1]), "{name}");
+            assert!(ask(name, 28).await.ends_with(&[0, 0, 0, 1]), "{name}");
+        }
+        assert_eq!(counted(&ask("localhost", 16).await), (0, 0));
+        assert_eq!(counted(&ask("notlocalhost", 1).await).0, 3, "NXDOMAIN");
     }
 }

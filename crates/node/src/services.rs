@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use meltemi_api::{Kind, Spec};
+use meltemi_dns::ServiceTarget;
 use meltemi_model::{EndpointAddress, Health, Registry, Service, ServicePort, Snapshot, Tables};
 use meltemi_redirect::rules::Transport;
 use meltemi_redirect::{RuleSet, ServicePlan, ServiceRule};
@@ -20,6 +21,9 @@ use crate::network::DOMAIN;
 pub(crate) struct Services {
     /// Addresses by fully qualified name: cluster IPs, or the pods of a headless Service.
     pub(crate) names: HashMap<String, Vec<Ipv4Addr>>,
+    /// Named ports by their names in DNS, `_PORT._tcp.SERVICE...`: the Service, or each ready
+    /// endpoint of a headless one. Source: Kubernetes' DNS specification, 2.3.2 and 2.4.2.
+    pub(crate) ports: HashMap<String, Vec<ServiceTarget>>,
     /// ExternalName Services: `spec.externalName` by fully qualified name.
     pub(crate) aliases: HashMap<String, String>,
     /// Endpoints by cluster IP and port.
@@ -49,6 +53,7 @@ impl Services {
             let mut named = own.clone();
             for port in &service.ports {
                 let endpoints = endpoints(snapshot, service, port);
+                out.name_port(service, port, &endpoints);
                 if service.is_headless() {
                     named.extend(endpoints.iter().map(SocketAddr::ip));
                 }
@@ -86,6 +91,51 @@ impl Services {
         }
 
         out
+    }
+
+    /// Adds the SRV records of a port with a name, and the names of a headless Service's endpoints
+    /// that they lead to.
+    fn name_port(&mut self, service: &Service, port: &ServicePort, endpoints: &[SocketAddr]) {
+        if port.name.is_empty() {
+            return;
+        }
+        let host = service.host().as_str();
+        let protocol = match port.protocol {
+            Protocol::Udp => "udp",
+            _ => "tcp",
+        };
+
+        let targets = if service.is_headless() {
+            let mut targets = Vec::new();
+            for endpoint in endpoints {
+                let IpAddr::V4(ip) = endpoint.ip() else {
+                    continue;
+                };
+                // Kubernetes gives an endpoint without a hostname a name made of its address.
+                let name = format!("{}.{host}", ip.to_string().replace('.', "-"));
+                self.names.insert(name.clone(), vec![ip]);
+                targets.push(ServiceTarget {
+                    host: name,
+                    port: endpoint.port(),
+                });
+            }
+            targets
+        } else {
+            vec![ServiceTarget {
+                host: host.to_owned(),
+                port: port.number,
+            }]
+        };
+
+        let name = format!("_{}._{protocol}.{host}", port.name.to_ascii_lowercase());
+        if !targets.is_empty() {
+            self.ports.insert(name, targets);
+        }
+    }
+
+    /// The SRV records of a port by its name in DNS; `None` when no Service has such a port.
+    pub(crate) fn port_targets(&self, name: &str) -> Option<Vec<ServiceTarget>> {
+        self.ports.get(name).cloned()
     }
 
     /// Addresses of a Service by its name; `None` when no Service has the name.
@@ -265,6 +315,28 @@ status: {phase: Running, podIP: 10.44.0.7, conditions: [{type: Ready, status: 'T
             services.endpoint(service(80), 7),
             Some("10.44.0.7:9080".parse().unwrap())
         );
+
+        let targets = |name: &str| {
+            let all = services.port_targets(&format!("{name}.shop.svc.cluster.local"));
+            all.map(|all| {
+                let all = all.into_iter().map(|target| (target.host, target.port));
+                all.collect::<Vec<_>>()
+            })
+        };
+        let endpoint = "10-44-0-7.db.shop.svc.cluster.local";
+        assert_eq!(
+            targets("_tcp._tcp.db"),
+            Some(vec![(endpoint.to_owned(), 9080)])
+        );
+        assert_eq!(
+            services.addresses(endpoint),
+            Some(vec![Ipv4Addr::new(10, 44, 0, 7)])
+        );
+        assert_eq!(
+            targets("_http._tcp.reviews"),
+            Some(vec![("reviews.shop.svc.cluster.local".to_owned(), 80)])
+        );
+        assert_eq!(targets("_http._udp.reviews"), None);
 
         assert_eq!(services.endpoint(service(81), 7), None);
         assert_eq!(services.addresses("nobody.shop.svc.cluster.local"), None);

@@ -2,7 +2,7 @@
 //! wildcards, search domains. Pure.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -79,10 +79,14 @@ impl NameIndex {
         all
     }
 
-    /// Addresses of a host: its own entry, else the longest matching wildcard.
+    /// Addresses of a host: its own entry, else that of one endpoint, else the longest matching
+    /// wildcard.
     fn find(&self, host: &str) -> Option<&[IpAddr]> {
-        if let Some(addresses) = self.hosts.get(host) {
+        if let Some(addresses) = self.hosts.get(host).map(Vec::as_slice) {
             return Some(addresses);
+        }
+        if let Some(address) = self.find_endpoint(host) {
+            return Some(address);
         }
         let mut rest = host;
         while let Some((_, parent)) = rest.split_once('.') {
@@ -93,6 +97,16 @@ impl NameIndex {
         }
 
         None
+    }
+
+    /// The endpoint that SRV records of Kubernetes name by its address: `10-44-0-7.SERVICE`.
+    fn find_endpoint(&self, host: &str) -> Option<&[IpAddr]> {
+        let (dashed, service) = host.split_once('.')?;
+        let address: Ipv4Addr = dashed.replace('-', ".").parse().ok()?;
+        let addresses = self.hosts.get(service)?;
+        let at = addresses.iter().position(|own| *own == address)?;
+
+        Some(&addresses[at..=at])
     }
 
     /// Finds `name` (lower case, no trailing dot). Tried in order: the name itself; a short name
@@ -192,7 +206,8 @@ impl Names {
                 addresses: Vec::new(),
             },
             (Some(_), _) => Answer::Foreign,
-            (None, _) if in_zone => Answer::Absent,
+            (None, RecordType::A | RecordType::AAAA) if in_zone => Answer::Absent,
+            // Such as the SRV records of a Service's ports, which the name servers of the mesh have.
             (None, _) => Answer::Foreign,
         }
     }
@@ -283,6 +298,28 @@ mod tests {
             ask(&names, "ratings.default.svc.cluster.local", RecordType::A),
             Answer::Absent
         );
+    }
+
+    #[test]
+    fn records_of_ports_are_asked_for_elsewhere_and_lead_to_endpoints() {
+        let names = names(&[("db.default.svc.cluster.local", &["10.44.0.7", "10.44.0.8"])]);
+
+        assert_eq!(
+            ask(
+                &names,
+                "_tcp._tcp.db.default.svc.cluster.local",
+                RecordType::SRV
+            ),
+            Answer::Foreign
+        );
+        for (name, answer) in [
+            ("10-44-0-8", known(&["10.44.0.8"])),
+            ("10-44-0-9", Answer::Absent),
+            ("10-44-0", Answer::Absent),
+        ] {
+            let name = format!("{name}.db.default.svc.cluster.local");
+            assert_eq!(ask(&names, &name, RecordType::A), answer, "{name}");
+        }
     }
 
     #[test]

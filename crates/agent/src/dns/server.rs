@@ -202,6 +202,7 @@ impl Shared {
                 authoritative: false,
                 alias: alias.as_deref(),
                 addresses,
+                targets: &[],
                 ttl: options.ttl,
             },
         };
