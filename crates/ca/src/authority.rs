@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use meltemi_tls::{
-    CertificateInfo, Identity, TlsError, TrustBundle, certificates_from_pem, certificates_to_pem,
-    info_of,
+    CertificateInfo, Identity, MAX_POD_NAME, POD_EXTENSION, TlsError, TrustBundle,
+    certificates_from_pem, certificates_to_pem, info_of,
 };
 use meltemi_types::{SpiffeId, TrustDomain};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -78,6 +79,12 @@ pub enum Origin {
     PlugIn(PathBuf),
     /// A self-signed root that is never written to disk.
     Memory,
+}
+
+/// The names in a certificate.
+struct Names {
+    alternative: Vec<SanType>,
+    pod: Option<CustomExtension>,
 }
 
 /// A certificate authority for one trust domain.
@@ -279,14 +286,16 @@ impl CertificateAuthority {
 
     /// Issues a certificate for `identity`, whatever names the request holds. Returns PEM texts:
     /// leaf, intermediates, and all roots as the last element. A zero `ttl` means [`DEFAULT_TTL`];
-    /// it is limited to [`MAX_TTL`] and to the issuer's own expiry.
+    /// it is limited to [`MAX_TTL`] and to the issuer's own expiry. `pod` is the pod of the identity
+    /// that the caller proved to be; see [`meltemi_tls::POD_EXTENSION`].
     pub fn sign(
         &self,
         csr_pem: &str,
         identity: &SpiffeId,
+        pod: Option<&str>,
         ttl: Duration,
     ) -> Result<Vec<String>, SignError> {
-        self.sign_at(csr_pem, identity, ttl, SystemTime::now())
+        self.sign_at(csr_pem, identity, pod, ttl, SystemTime::now())
     }
 
     /// [`CertificateAuthority::sign`] at a given time.
@@ -294,6 +303,7 @@ impl CertificateAuthority {
         &self,
         csr_pem: &str,
         identity: &SpiffeId,
+        pod: Option<&str>,
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Vec<String>, SignError> {
@@ -315,7 +325,11 @@ impl CertificateAuthority {
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
 
-        let leaf = self.leaf(&key, vec![SanType::URI(uri)], usages, ttl, now)?;
+        let names = Names {
+            alternative: vec![SanType::URI(uri)],
+            pod: pod.map(pod_extension).transpose()?,
+        };
+        let leaf = self.leaf(&key, names, usages, ttl, now)?;
         let mut chain = vec![leaf.pem()];
         chain.extend(
             self.intermediates
@@ -345,7 +359,10 @@ impl CertificateAuthority {
         names.extend(ips.iter().copied().map(SanType::IpAddress));
         let leaf = self.leaf(
             &key,
-            names,
+            Names {
+                alternative: names,
+                pod: None,
+            },
             vec![ExtendedKeyUsagePurpose::ServerAuth],
             ttl,
             SystemTime::now(),
@@ -362,7 +379,7 @@ impl CertificateAuthority {
     fn leaf(
         &self,
         key: &impl PublicKeyData,
-        names: Vec<SanType>,
+        names: Names,
         usages: Vec<ExtendedKeyUsagePurpose>,
         ttl: Duration,
         now: SystemTime,
@@ -383,7 +400,8 @@ impl CertificateAuthority {
         // With an empty subject the alternative names are critical (RFC 5280 §4.2.1.6), so
         // verifiers must not ignore them.
         params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = names;
+        params.subject_alt_names = names.alternative;
+        params.custom_extensions.extend(names.pod);
         params.serial_number = Some(random_serial()?);
         params.not_before = whole_seconds(now - BACKDATE);
 
@@ -415,7 +433,7 @@ impl CertificateAuthority {
             .map_err(|error| error.to_string())?;
 
         let mut chain = self
-            .sign(&csr, &id, Duration::from_secs(60))
+            .sign(&csr, &id, None, Duration::from_secs(60))
             .map_err(|error| error.to_string())?;
         chain.pop();
         let trust = self.trust().map_err(|error| error.to_string())?;
@@ -460,6 +478,31 @@ fn make_root(key: &KeyPair, trust_domain: &TrustDomain) -> Result<String, Author
     params.not_after = whole_seconds(now + ROOT_TTL);
 
     Ok(params.self_signed(key)?.pem())
+}
+
+/// The pod's name as a DER UTF8String (ITU-T X.690 §8.23).
+fn pod_extension(pod: &str) -> Result<CustomExtension, SignError> {
+    const UTF8_STRING: u8 = 0x0c;
+    const LENGTH_IN_NEXT_BYTE: u8 = 0x81;
+
+    let length = u8::try_from(pod.len())
+        .ok()
+        .filter(|n| usize::from(*n) <= MAX_POD_NAME);
+    let Some(length) = length else {
+        let why = format!(
+            "the pod's name has {} bytes, more than {MAX_POD_NAME}",
+            pod.len()
+        );
+        return Err(SignError::Crypto(why));
+    };
+    let mut der = vec![UTF8_STRING];
+    if length > 0x7f {
+        der.push(LENGTH_IN_NEXT_BYTE);
+    }
+    der.push(length);
+    der.extend_from_slice(pod.as_bytes());
+
+    Ok(CustomExtension::from_oid_content(&POD_EXTENSION, der))
 }
 
 /// A random serial number of 127 bits: positive, and unique in practice (RFC 5280 §4.1.2.2).

@@ -56,7 +56,9 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 fn a_certificate_names_the_caller_alone_and_verifies() {
     let authority = CertificateAuthority::in_memory(TrustDomain::default()).expect("authority");
     let (csr, key) = request(&["https://evil.example", ID]);
-    let chain = authority.sign(&csr, &id(), Duration::ZERO).expect("signed");
+    let chain = authority
+        .sign(&csr, &id(), None, Duration::ZERO)
+        .expect("signed");
 
     assert_eq!(chain.len(), 2, "leaf and root");
     assert_eq!(chain[1], authority.roots_pem());
@@ -95,7 +97,9 @@ fn serials_differ_even_for_one_request() {
     let authority = CertificateAuthority::in_memory(TrustDomain::default()).expect("authority");
     let (csr, _) = request(&[]);
     let serial = || {
-        let chain = authority.sign(&csr, &id(), Duration::ZERO).expect("signed");
+        let chain = authority
+            .sign(&csr, &id(), None, Duration::ZERO)
+            .expect("signed");
         info_of(&certificates_from_pem(chain[0].as_bytes()).expect("PEM")[0])
             .expect("a certificate")
             .serial
@@ -109,7 +113,9 @@ fn lifetimes_are_clamped_at_both_ends() {
     let (csr, _) = request(&[]);
     let at = SystemTime::now();
     let lifetime = |ttl: Duration| {
-        let chain = authority.sign_at(&csr, &id(), ttl, at).expect("signed");
+        let chain = authority
+            .sign_at(&csr, &id(), None, ttl, at)
+            .expect("signed");
         let info = info_of(&certificates_from_pem(chain[0].as_bytes()).expect("PEM")[0])
             .expect("a certificate");
         info.not_after.duration_since(at).expect("later")
@@ -124,7 +130,7 @@ fn lifetimes_are_clamped_at_both_ends() {
     assert!(lifetime(Duration::from_secs(400 * 86_400)) < MAX_TTL + Duration::from_secs(1));
     let late = at + Duration::from_secs(3650 * 86_400 - 60);
     let chain = authority
-        .sign_at(&csr, &id(), DEFAULT_TTL, late)
+        .sign_at(&csr, &id(), None, DEFAULT_TTL, late)
         .expect("signed");
     let info = info_of(&certificates_from_pem(chain[0].as_bytes()).expect("PEM")[0])
         .expect("a certificate");
@@ -133,7 +139,13 @@ fn lifetimes_are_clamped_at_both_ends() {
         "a leaf must not outlive its issuer"
     );
 
-    let over = authority.sign_at(&csr, &id(), DEFAULT_TTL, late + Duration::from_secs(3600));
+    let over = authority.sign_at(
+        &csr,
+        &id(),
+        None,
+        DEFAULT_TTL,
+        late + Duration::from_secs(3600),
+    );
     assert!(matches!(over, Err(SignError::Expired { .. })), "{over:?}");
 }
 
@@ -141,7 +153,7 @@ fn lifetimes_are_clamped_at_both_ends() {
 fn a_request_for_another_identity_is_refused() {
     let authority = CertificateAuthority::in_memory(TrustDomain::default()).expect("authority");
     let (csr, _) = request(&["spiffe://cluster.local/ns/kube-system/sa/admin"]);
-    let refused = authority.sign(&csr, &id(), Duration::ZERO);
+    let refused = authority.sign(&csr, &id(), None, Duration::ZERO);
 
     assert!(
         matches!(&refused, Err(SignError::ForeignIdentity { asked, .. }) if asked.contains("kube-system")),
@@ -149,7 +161,7 @@ fn a_request_for_another_identity_is_refused() {
     );
 
     let (csr, _) = request(&["spiffe://evil.example/ns/default/sa/sleep"]);
-    let refused = authority.sign(&csr, &id(), Duration::ZERO);
+    let refused = authority.sign(&csr, &id(), None, Duration::ZERO);
     assert!(
         matches!(&refused, Err(SignError::ForeignIdentity { asked, .. }) if asked.contains("evil")),
         "{refused:?}"
@@ -160,7 +172,7 @@ fn a_request_for_another_identity_is_refused() {
         .expect("an identity");
     let (csr, _) = request(&[]);
     assert!(matches!(
-        authority.sign(&csr, &foreign, Duration::ZERO),
+        authority.sign(&csr, &foreign, None, Duration::ZERO),
         Err(SignError::TrustDomain { .. })
     ));
 }
@@ -200,7 +212,7 @@ fn broken_requests_are_refused() {
         &good[..good.len() / 2],
         &"x".repeat(1 << 20),
     ] {
-        let refused = authority.sign(bad, &id(), Duration::ZERO);
+        let refused = authority.sign(bad, &id(), None, Duration::ZERO);
         assert!(
             matches!(&refused, Err(error) if error.is_callers_fault()),
             "{refused:?}"
@@ -214,7 +226,9 @@ fn a_root_of_our_own_survives_a_restart_and_is_private() {
     let home = folder.path().join("ca");
     let first = CertificateAuthority::self_signed(&home, TrustDomain::default()).expect("made");
     let (csr, _) = request(&[]);
-    let chain = first.sign(&csr, &id(), Duration::ZERO).expect("signed");
+    let chain = first
+        .sign(&csr, &id(), None, Duration::ZERO)
+        .expect("signed");
     let again = CertificateAuthority::self_signed(&home, TrustDomain::default()).expect("loaded");
 
     assert_eq!(first.roots_pem(), again.roots_pem());
@@ -287,7 +301,9 @@ fn plug_in_certificates_give_leaf_intermediate_and_root() {
         let authority = CertificateAuthority::plug_in(folder.path(), TrustDomain::default())
             .expect("authority");
         let (csr, _) = request(&[]);
-        let chain = authority.sign(&csr, &id(), Duration::ZERO).expect("signed");
+        let chain = authority
+            .sign(&csr, &id(), None, Duration::ZERO)
+            .expect("signed");
         assert_eq!(chain.len(), 3);
         let root = TrustBundle::from_pem(chain[2].as_bytes()).expect("root");
         let links = certificates_from_pem(chain[..2].concat().as_bytes()).expect("PEM");
@@ -358,7 +374,7 @@ fn plug_in_keys_may_be_pkcs1() {
     let (csr, _) = request(&[]);
     assert_eq!(
         authority
-            .sign(&csr, &id(), Duration::ZERO)
+            .sign(&csr, &id(), None, Duration::ZERO)
             .expect("signed")
             .len(),
         2
@@ -465,4 +481,33 @@ fn a_token_key_survives_a_restart() {
     let one = TokenSigner::load_or_create(&path).expect("made");
     let two = TokenSigner::load_or_create(&path).expect("loaded");
     assert_eq!(one.public_key_pem(), two.public_key_pem());
+}
+
+#[test]
+fn a_certificate_names_its_pod_of_any_length() {
+    let authority = CertificateAuthority::in_memory(TrustDomain::default()).expect("authority");
+    for pod in [
+        "cart-1".to_owned(),
+        "p".repeat(127),
+        "p".repeat(128),
+        "p".repeat(253),
+    ] {
+        let (csr, _) = request(&[ID]);
+        let chain = authority
+            .sign(&csr, &id(), Some(&pod), Duration::ZERO)
+            .expect("signed");
+        let leaf = certificates_from_pem(chain[0].as_bytes()).expect("PEM");
+        assert_eq!(info_of(&leaf[0]).expect("read").pod, Some(pod));
+        verify_workload(&leaf, &authority.trust().expect("roots"), SystemTime::now())
+            .expect("a peer that knows nothing of pods takes it");
+    }
+
+    let (csr, _) = request(&[ID]);
+    let refused = authority.sign(&csr, &id(), Some(&"p".repeat(254)), Duration::ZERO);
+    assert!(
+        refused
+            .expect_err("too long")
+            .to_string()
+            .contains("254 bytes")
+    );
 }

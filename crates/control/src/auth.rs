@@ -79,7 +79,7 @@ pub struct Authenticated {
     pub identity: Option<SpiffeId>,
     /// How.
     pub proof: Proof,
-    /// The pod that its token is for; a certificate names none.
+    /// The pod that its token is for, or that its certificate was issued for.
     pub pod: Option<String>,
 }
 
@@ -109,7 +109,7 @@ impl Authenticator {
             return Ok(Authenticated {
                 identity,
                 proof: Proof::Certificate,
-                pod: None,
+                pod: certificate.info.pod.clone(),
             });
         }
 
@@ -174,8 +174,8 @@ impl Authenticator {
 }
 
 /// Lets a proxy ask as itself only: every place of the node that names a namespace or a service
-/// account must name the caller's, and where the caller's token is for a pod, the node must be that
-/// pod.
+/// account must name the caller's, and where the caller's token or certificate is for a pod, the
+/// node must be that pod.
 pub fn authorize(proxy: &Proxy, node: &Node, caller: &Authenticated) -> Result<(), Status> {
     let Some(identity) = &caller.identity else {
         return Ok(());

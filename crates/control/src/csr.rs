@@ -8,12 +8,20 @@ use meltemi_admin_api::CertificateStatus;
 use meltemi_ca::{CertificateAuthority, SignError};
 use meltemi_proto::ca::{CertificateRequest, CertificateResponse, CertificateService};
 use meltemi_tls::{CertificateInfo, certificates_from_pem, info_of};
+use meltemi_types::SpiffeId;
 use tonic::{Request, Response, Status};
 
+use crate::audit::{Audit, Event, Record};
 use crate::auth::{Authenticator, Peer, PeerCertificate};
+use crate::caller_limit::CallerLimit;
 use crate::clock::{millis_of, now_ms};
-use crate::csr_limit::CsrLimit;
 use crate::metrics::Metrics;
+
+/// Certificates that a caller gets at once. A node with many replicas of one workload asks for all
+/// of them together.
+const CSR_BURST: u32 = 100;
+/// After this time a caller gets one more.
+const CSR_REFILL: Duration = Duration::from_secs(1);
 
 /// How many workloads' newest certificates are remembered for status.
 const REMEMBERED: usize = 20_000;
@@ -80,7 +88,8 @@ pub(crate) struct Csr {
     pub(crate) authority: Arc<CertificateAuthority>,
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) issued: Arc<Issued>,
-    pub(crate) limit: Arc<CsrLimit>,
+    pub(crate) limit: Arc<CallerLimit>,
+    pub(crate) audit: Arc<Audit>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -102,11 +111,11 @@ impl CertificateService for Csr {
             .authenticate(peer.as_ref(), request.metadata())
             .await;
 
-        let identity = match authenticated {
-            Ok(authenticated) => authenticated.identity,
+        let (identity, pod) = match authenticated {
+            Ok(authenticated) => (authenticated.identity, authenticated.pod),
             Err(status) => {
                 self.metrics.csr_unauthenticated.add(1);
-                tracing::warn!(target: "audit", peer = %address, reason = status.message(), "certificate request without proof");
+                self.refused(&address, None, None, status.message());
                 return Err(status);
             }
         };
@@ -123,10 +132,9 @@ impl CertificateService for Csr {
             .admit(&identity.to_string(), &address, Instant::now())
         {
             self.metrics.csr_refused.add(1);
-            tracing::debug!(caller = %identity, peer = %address, "too many certificate requests");
-            return Err(Status::resource_exhausted(format!(
-                "{identity} asks for too many certificates; there is one a second"
-            )));
+            let why = format!("{identity} asks for too many certificates; there is one a second");
+            self.refused(&address, Some(&identity), pod.as_deref(), &why);
+            return Err(Status::resource_exhausted(why));
         }
 
         let request = request.into_inner();
@@ -135,28 +143,31 @@ impl CertificateService for Csr {
                 .into_iter()
                 .find(|key| metadata.fields.contains_key(*key))
         {
-            tracing::warn!(target: "audit", caller = %identity, peer = %address, key, "certificate request asks for more than its own");
-            return Err(Status::permission_denied(format!(
-                "{key} is not offered: a certificate names its caller, signed by the mesh"
-            )));
+            let why =
+                format!("{key} is not offered: a certificate names its caller, signed by the mesh");
+            self.refused(&address, Some(&identity), pod.as_deref(), &why);
+            return Err(Status::permission_denied(why));
         }
 
         let ttl = Duration::from_secs(u64::try_from(request.validity_duration).unwrap_or(0));
 
-        match self.authority.sign(&request.csr, &identity, ttl) {
+        match self
+            .authority
+            .sign(&request.csr, &identity, pod.as_deref(), ttl)
+        {
             Ok(cert_chain) => {
                 self.metrics.csr_issued.add(1);
-                self.remember(&identity.to_string(), &address, &cert_chain);
+                self.remember(&identity, pod.as_deref(), &address, &cert_chain);
                 Ok(Response::new(CertificateResponse { cert_chain }))
             }
             Err(error) => {
                 self.metrics.csr_refused.add(1);
+                let why = error.to_string();
+                self.refused(&address, Some(&identity), pod.as_deref(), &why);
                 if matches!(error, SignError::ForeignIdentity { .. }) {
-                    tracing::warn!(target: "audit", caller = %identity, peer = %address, %error, "certificate of another workload asked for");
-                    return Err(Status::permission_denied(error.to_string()));
+                    return Err(Status::permission_denied(why));
                 }
 
-                tracing::warn!(caller = %identity, peer = %address, %error, "no certificate issued");
                 Err(match error.is_callers_fault() {
                     true => Status::invalid_argument(error.to_string()),
                     false => Status::internal(error.to_string()),
@@ -167,16 +178,38 @@ impl CertificateService for Csr {
 }
 
 impl Csr {
-    fn remember(&self, identity: &str, peer: &str, chain: &[String]) {
+    /// The limit on certificates, one for all listeners.
+    pub(crate) fn limit() -> CallerLimit {
+        CallerLimit::new(CSR_BURST, CSR_REFILL)
+    }
+
+    /// Notes that nothing was issued, and why.
+    fn refused(&self, peer: &str, identity: Option<&SpiffeId>, pod: Option<&str>, why: &str) {
+        self.audit.record(&Record {
+            event: Event::CertificateRefused,
+            peer,
+            identity,
+            pod,
+            detail: why,
+        });
+    }
+
+    fn remember(&self, identity: &SpiffeId, pod: Option<&str>, peer: &str, chain: &[String]) {
         let leaf = chain
             .first()
             .and_then(|leaf| certificates_from_pem(leaf.as_bytes()).ok());
         let Some(info) = leaf.and_then(|leaf| info_of(leaf.first()?).ok()) else {
             return;
         };
-        tracing::info!(%identity, peer, serial = %info.serial, "certificate issued");
+        self.audit.record(&Record {
+            event: Event::CertificateIssued,
+            peer,
+            identity: Some(identity),
+            pod,
+            detail: &info.serial,
+        });
         self.issued
-            .record(status_of(identity, peer, &info, now_ms()));
+            .record(status_of(&identity.to_string(), peer, &info, now_ms()));
     }
 }
 

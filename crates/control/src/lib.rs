@@ -6,10 +6,11 @@
 //! what proxies are sent in `translate`, how the protocol goes in `xds`, who signs what in `ca`. It
 //! must never import anything of the data path.
 
+mod audit;
 mod auth;
+mod caller_limit;
 mod clock;
 mod csr;
-mod csr_limit;
 mod http;
 mod metrics;
 mod objects;

@@ -23,6 +23,7 @@ use tokio::sync::{Semaphore, watch};
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Status};
 
+use crate::audit::{Audit, Event, Record};
 use crate::auth::{Authenticated, Authenticator, Peer, Proof, authorize};
 use crate::clock::now_ms;
 use crate::csr::Issued;
@@ -112,6 +113,7 @@ pub(crate) struct Pusher {
     pub(crate) memo: Arc<Memo>,
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) connections: Arc<Connections>,
+    pub(crate) audit: Arc<Audit>,
     pub(crate) issued: Arc<Issued>,
     pub(crate) metrics: Arc<Metrics>,
     /// Translations at a time.
@@ -132,9 +134,15 @@ impl Source for Pusher {
             .await
             .inspect_err(|status| {
                 let peer = peer
-                    .map(|peer| peer.address.to_string())
+                    .map(|peer| peer.address.ip().to_string())
                     .unwrap_or_default();
-                tracing::warn!(%peer, reason = status.message(), "stream refused");
+                self.audit.record(&Record {
+                    event: Event::ProxyRefused,
+                    peer: &peer,
+                    identity: None,
+                    pod: None,
+                    detail: status.message(),
+                });
             })?;
 
         extensions.insert(authenticated);
@@ -158,7 +166,15 @@ impl Source for Pusher {
             .map(|peer| peer.address.to_string())
             .unwrap_or_default();
         let refused = |status: Status| {
-            tracing::warn!(node = %node.id, peer = %address, reason = status.message(), "proxy refused");
+            self.audit.record(&Record {
+                event: Event::ProxyRefused,
+                peer: &peer
+                    .map(|peer| peer.address.ip().to_string())
+                    .unwrap_or_default(),
+                identity: authenticated.identity.as_ref(),
+                pod: authenticated.pod.as_deref(),
+                detail: &format!("{}: {}", node.id, status.message()),
+            });
             status
         };
 

@@ -17,10 +17,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
+use crate::audit::Audit;
 use crate::auth::Authenticator;
 use crate::clock::now_ms;
 use crate::csr::{Csr, Issued};
-use crate::csr_limit::CsrLimit;
 use crate::http::{Api, bind_socket, serve_socket, serve_tcp};
 use crate::metrics::Metrics;
 use crate::objects::Objects;
@@ -124,6 +124,8 @@ impl ControlPlane {
             Arc::new(Issued::default()),
         );
 
+        let audit = Arc::new(Audit::new(options.state.join("audit.log")));
+
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let pusher = Arc::new(Pusher {
             worlds: worlds.clone(),
@@ -131,6 +133,7 @@ impl ControlPlane {
             authenticator: authenticator.clone(),
             connections: connections.clone(),
             issued: issued.clone(),
+            audit: audit.clone(),
             metrics: metrics.clone(),
             turns: Arc::new(Semaphore::new(cores)),
         });
@@ -140,12 +143,13 @@ impl ControlPlane {
             ..ServerTerms::default()
         };
 
-        let limit = Arc::<CsrLimit>::default();
+        let limit = Arc::new(Csr::limit());
         let csr = || Csr {
             authority: authority.clone(),
             authenticator: authenticator.clone(),
             issued: issued.clone(),
             limit: limit.clone(),
+            audit: audit.clone(),
             metrics: metrics.clone(),
         };
 

@@ -6,12 +6,22 @@ use std::time::{Duration, SystemTime};
 
 use meltemi_types::SpiffeId;
 use rustls_pki_types::CertificateDer;
+use x509_parser::asn1_rs::{Oid, Utf8String};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
 use crate::PeerError;
 use crate::xfcc::rfc2253;
+
+/// The extension that holds the name of the pod whose token the certificate was issued for, as a
+/// DER UTF8String. The mesh's CA writes it, its control plane reads it, and everybody else ignores
+/// it, since it is not critical. Its identifier is in the arc for UUIDs (ITU-T X.667), which needs
+/// no registration.
+pub const POD_EXTENSION: [u64; 3] = [2, 25, 4_611_317_580_902_147_663];
+
+/// The longest pod name, as in Kubernetes.
+pub const MAX_POD_NAME: usize = 253;
 
 /// The parsed fields of a certificate, for `/certs`, access logs, `x-forwarded-client-cert` and
 /// policies.
@@ -32,6 +42,8 @@ pub struct CertificateInfo {
     /// Number of alternative names of a kind that the mesh never issues (otherName, e-mail,
     /// directory name, ...) or that cannot be parsed.
     pub foreign_sans: usize,
+    /// The pod that it was issued for; see [`POD_EXTENSION`].
+    pub pod: Option<String>,
     /// Start of validity.
     pub not_before: SystemTime,
     /// End of validity.
@@ -122,6 +134,7 @@ pub fn info_of(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, Peer
         dns_sans: Vec::new(),
         ip_sans: Vec::new(),
         foreign_sans: 0,
+        pod: None,
         not_before: system_time(parsed.validity().not_before.timestamp()),
         not_after: system_time(parsed.validity().not_after.timestamp()),
         sha256: sha256_hex(certificate),
@@ -144,6 +157,13 @@ pub fn info_of(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, Peer
                     "its subject alternative names cannot be read".to_owned(),
                 ));
             }
+            _ if is_pod_extension(&extension.oid) => {
+                let name = Utf8String::from_der(extension.value);
+                let (_, name) = name.map_err(|error| malformed(error.to_string()))?;
+                if info.pod.replace(name.string()).is_some() {
+                    return Err(malformed("it names two pods".to_owned()));
+                }
+            }
             _ => {}
         }
     }
@@ -154,6 +174,10 @@ pub fn info_of(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, Peer
             "it has {more} extensions for subject alternative names"
         ))),
     }
+}
+
+fn is_pod_extension(oid: &Oid<'_>) -> bool {
+    oid.iter().is_some_and(|arcs| arcs.eq(POD_EXTENSION))
 }
 
 fn read_name(name: &GeneralName<'_>, info: &mut CertificateInfo) -> Result<(), PeerError> {

@@ -21,7 +21,8 @@ mod verify;
 mod xfcc;
 
 pub use certificate::{
-    CertificateInfo, fingerprint, info_of, peer_spiffe, pin_digests, sha256_hex,
+    CertificateInfo, MAX_POD_NAME, POD_EXTENSION, fingerprint, info_of, peer_spiffe, pin_digests,
+    sha256_hex,
 };
 pub use config::{client_config, server_config, server_config_with};
 pub use error::{PeerError, TlsError, cause_of, cause_of_io};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use meltemi_admin_api::Client as Admin;
-use meltemi_ca::{CertificateAuthority, JwtTokenReview, TokenSigner};
+use meltemi_ca::{Caller, CertificateAuthority, JwtTokenReview, TokenSigner};
 use meltemi_control::{ControlOptions, ControlPlane};
 use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::google::protobuf::Struct;
@@ -178,6 +178,22 @@ impl Mesh {
 
     pub fn http(&self) -> SocketAddr {
         self.control.addresses().http.expect("asked for")
+    }
+
+    /// A file of the mesh's own state.
+    pub fn state(&self, name: &str) -> String {
+        std::fs::read_to_string(self.folder.path().join("state").join(name)).expect("there")
+    }
+
+    /// A token that is bound to a pod.
+    pub fn pod_token(&self, namespace: &str, account: &str, pod: &str) -> String {
+        let caller = Caller {
+            pod: Some(pod.to_owned()),
+            ..crate::caller(namespace, account)
+        };
+        self.signer
+            .sign(&caller, Duration::from_secs(60))
+            .expect("signed")
     }
 
     pub fn token(&self, namespace: &str, account: &str) -> String {

@@ -10,7 +10,7 @@ use meltemi_ca::Caller;
 use meltemi_model::GatewayRef;
 use meltemi_proto::ca::{CertificateRequest, CertificateServiceClient};
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, NAME_TABLE, ROUTE};
-use meltemi_xds::{ClientEvent, Variant};
+use meltemi_xds::{ClientEvent, Connection, Variant};
 
 const REAL: ChangeOptions = ChangeOptions {
     dry_run: false,
@@ -298,6 +298,66 @@ async fn a_certificate_names_its_caller_and_opens_a_stream() {
     );
 
     assert_eq!(shown[0].expires_at_ms, issued.expires_at_ms);
+    mesh.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_speaks_for_the_pod_of_its_token_alone() {
+    let mesh = Mesh::start().await;
+    let identity = "spiffe://cluster.local/ns/default/sa/bookinfo-productpage";
+    let token = mesh.pod_token("default", "bookinfo-productpage", "other-1");
+    let request = |connection: &Connection, csr: String| {
+        let mut request = tonic::Request::new(CertificateRequest {
+            csr,
+            validity_duration: 3600,
+            metadata: None,
+        });
+        *request.metadata_mut() = connection.metadata.clone();
+        request
+    };
+
+    // One by the token, and one by that certificate: a renewal keeps the pod.
+    let mut proof = (Some(token), None);
+    for _ in 0..2 {
+        let (key, csr) = harness::request(None);
+        let connection = mesh.channel(proof.0, proof.1).await.expect("connects");
+        let mut ca = CertificateServiceClient::new(connection.channel.clone());
+        let answer = ca.create_certificate(request(&connection, csr)).await;
+        let chain = answer.expect("issued").into_inner().cert_chain;
+        let own = meltemi_tls::Identity::from_pem(chain[0].as_bytes(), key.as_bytes());
+        proof = (None, Some(own.expect("they fit")));
+    }
+
+    // The node is `productpage-1`, of the same account.
+    let node = proxy_node("default", "bookinfo-productpage");
+    let mut client = mesh.connect(None, proof.1, node, Variant::Delta);
+    let reason = loop {
+        match client.events.recv().await.expect("the driver lives") {
+            ClientEvent::Disconnected { reason } => break reason,
+            ClientEvent::Update(update) => panic!("got {} without permission", update.type_url),
+            ClientEvent::Connected => {}
+        }
+    };
+    assert!(
+        reason.contains("PermissionDenied") && reason.contains("pod \"other-1\""),
+        "{reason}"
+    );
+
+    // The audit log has all of it.
+    let audit: Vec<serde_json::Value> = mesh
+        .state("audit.log")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("an object"))
+        .collect();
+    let issued = |line: &&serde_json::Value| line["event"] == "certificate-issued";
+    assert_eq!(audit.iter().filter(issued).count(), 2);
+    assert!(audit.iter().filter(issued).all(|line| {
+        line["identity"] == identity && line["pod"] == "other-1" && line["peer"] == "127.0.0.1"
+    }));
+    let refused = audit.iter().find(|line| line["event"] == "proxy-refused");
+    let detail = refused.expect("a line")["detail"].as_str().expect("a text");
+    assert!(detail.contains("productpage-1"), "{detail}");
+
     mesh.shutdown().await;
 }
 
