@@ -39,5 +39,5 @@ fuzz_target!(|bytes: &[u8]| {
 
     let identity = SpiffeId::new(trust_domain(), "shop", "front").expect("an identity");
     let hour = Duration::from_secs(3600);
-    let _ = AUTHORITY.sign_at(text, &identity, hour, SystemTime::now());
+    let _ = AUTHORITY.sign_at(text, &identity, Some("front-1"), hour, SystemTime::now());
 });

@@ -6,18 +6,25 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use libfuzzer_sys::fuzz_target;
-use meltemi_dns::{Answer, Parsed, ResponseCode, Transport, addresses_of, error_for, parse};
+use meltemi_dns::{
+    Answer, Parsed, ResponseCode, ServiceTarget, Transport, addresses_of, error_for, parse,
+};
 
 /// More than fit into one UDP answer.
 const ADDRESSES: [IpAddr; 100] = [IpAddr::V4(Ipv4Addr::LOCALHOST); 100];
 
 fuzz_target!(|bytes: &[u8]| {
     if let Parsed::Query(query) = parse(bytes) {
+        let targets = [("pod.real.example", 80), ("no name at all", 81)].map(|(host, port)| {
+            let host = host.to_owned();
+            ServiceTarget { host, port }
+        });
         let answer = Answer {
             code: ResponseCode::NoError,
             authoritative: false,
             alias: Some("real.example"),
             addresses: &ADDRESSES,
+            targets: &targets,
             ttl: 30,
         };
         let sent = query.respond(&answer, Transport::Udp);
