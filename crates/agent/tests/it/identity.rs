@@ -277,7 +277,7 @@ async fn a_certificate_of_a_replaced_ca_falls_back_to_the_token() {
         .expect("PEM");
 
     let chain = gone
-        .sign(&csr, &sleep_id(), Duration::ZERO)
+        .sign(&csr, &sleep_id(), None, Duration::ZERO)
         .expect("signed");
     let stale = Identity::from_pem(chain[0].as_bytes(), key.serialize_pem().as_bytes())
         .expect("an identity");

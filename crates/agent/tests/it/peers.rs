@@ -321,7 +321,7 @@ impl CertificateService for Shared {
 
         let chain = this
             .authority
-            .sign_at(&request.csr, &identity, ttl, now)
+            .sign_at(&request.csr, &identity, None, ttl, now)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
 
         Ok(Response::new(CertificateResponse { cert_chain: chain }))

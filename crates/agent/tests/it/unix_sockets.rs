@@ -60,7 +60,7 @@ pub(crate) fn certificate(authority: &CertificateAuthority) -> Identity {
         .expect("PEM");
 
     let chain = authority
-        .sign(&csr, &sleep_id(), Duration::ZERO)
+        .sign(&csr, &sleep_id(), None, Duration::ZERO)
         .expect("signed");
 
     Identity::from_pem(chain[0].as_bytes(), key.serialize_pem().as_bytes()).expect("an identity")
