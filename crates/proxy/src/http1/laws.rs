@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::codec::Framing;
+use super::codec::{Framing, Limits};
 use super::replay::{body, naive_chunks, request, request_written_again, response};
 
 /// Parts of messages, good and bad; put together at random they get further than noise does.
@@ -142,4 +142,13 @@ proptest! {
             prop_assert_eq!(again, first, "{}", String::from_utf8_lossy(&bytes));
         }
     }
+}
+
+/// An HTTP/1.0 request may leave Host out; we write the field.
+#[test]
+fn a_head_with_as_many_fields_as_allowed_is_read_back_with_a_host_field_more() {
+    let fields = "x: 1\r\n".repeat(Limits::default().fields);
+    let bytes = format!("GET / HTTP/1.0\r\n{fields}\r\n");
+    let (first, again) = request_written_again(bytes.as_bytes()).expect("accepted");
+    assert_eq!(again, first);
 }
