@@ -236,6 +236,10 @@ fn check_scoped_host(host: &str, at: &mut Report) {
     }
 }
 
+/// What may be written in place of another source of the certificate.
+const ONE_SOURCE: &str =
+    "keep one of credentialName, credentialNames, tlsCertificates and serverCertificate";
+
 pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
     let ServerTlsSettings {
         https_redirect: _,
@@ -243,10 +247,10 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
         server_certificate,
         private_key,
         ca_certificates,
-        ca_crl,
+        ca_crl: _,
         credential_name,
         credential_names,
-        ca_cert_credential_name,
+        ca_cert_credential_name: _,
         tls_certificates,
         subject_alt_names: _,
         verify_certificate_spki,
@@ -258,112 +262,29 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
         insecure_skip_verify: _,
     } = tls;
 
-    let remedy =
-        "keep one of credentialName, credentialNames, tlsCertificates and serverCertificate";
-    if !tls_certificates.is_empty() && !credential_names.is_empty() {
-        at.error(
-            CONFLICT,
-            "only one of credentialNames or tlsCertificates can be set",
-            remedy,
-        );
-    }
-
-    if !credential_name.is_empty() && !credential_names.is_empty() {
-        at.error(
-            CONFLICT,
-            "only one of credentialName or credentialNames can be set",
-            remedy,
-        );
-    }
-
-    for (key, count) in [
-        ("credentialNames", credential_names.len()),
-        ("tlsCertificates", tls_certificates.len()),
-    ] {
-        if count > 2 {
-            at.field(key, |at| {
-                at.error(
-                    INVALID,
-                    format!("{} in body should have at most 2 items", at.path()),
-                    "keep one RSA and one ECDSA",
-                )
-            });
-        }
-    }
-
+    check_lists(tls, at);
     check_pins(verify_certificate_spki, verify_certificate_hash, at);
-    let from_secret = !credential_name.is_empty() || !credential_names.is_empty();
 
     // Half a pair is no certificate, and says nothing beside a Secret.
-    let from_files =
-        (!server_certificate.is_empty() && !private_key.is_empty()) || !tls_certificates.is_empty();
+    let sources = Sources {
+        secret: !credential_name.is_empty() || !credential_names.is_empty(),
+        files: (!server_certificate.is_empty() && !private_key.is_empty())
+            || !tls_certificates.is_empty(),
+    };
     match mode {
-        ServerTlsMode::IstioMutual => {
-            for (what, set) in [
-                ("server certificate", !server_certificate.is_empty()),
-                ("private key", !private_key.is_empty()),
-                ("CA bundle", !ca_certificates.is_empty()),
-                ("tlsCertificates", !tls_certificates.is_empty()),
-                ("credentialName", from_secret),
-            ] {
-                if set {
-                    at.error(
-                        CONFLICT,
-                        format!("ISTIO_MUTUAL TLS cannot have associated {what}"),
-                        "remove it: the workload's certificate is used",
-                    );
-                }
-            }
-        }
+        ServerTlsMode::IstioMutual => check_istio_mutual(tls, sources, at),
         ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough => {
-            if from_secret || from_files || !ca_certificates.is_empty() {
+            if sources.secret || sources.files || !ca_certificates.is_empty() {
+                let mode = mode.as_str();
                 at.warn(
                     WITHOUT_EFFECT,
-                    format!(
-                        "{} mode does not use certificates, they will be ignored",
-                        mode.as_str()
-                    ),
+                    format!("{mode} mode does not use certificates, they will be ignored"),
                     "remove them",
                 );
             }
         }
         ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual => {
-            let word = mode.as_str();
-            if from_secret && from_files {
-                at.error(
-                    CONFLICT,
-                    "only one of credentialName or serverCertificate can be set",
-                    remedy,
-                );
-            }
-
-            if !from_secret {
-                check_files(tls, at);
-            }
-            if !ca_crl.is_empty() && *mode == ServerTlsMode::Simple && !from_secret {
-                at.field("caCrl", |at| {
-                    at.error(
-                        CONFLICT,
-                        "CRL is not supported with SIMPLE TLS",
-                        "use mode MUTUAL, or remove it",
-                    )
-                });
-            }
-
-            let has_roots = from_secret
-                || !ca_cert_credential_name.is_empty()
-                || !ca_certificates.is_empty()
-                || tls_certificates
-                    .iter()
-                    .any(|certificate| !certificate.ca_certificates.is_empty());
-
-            if *mode != ServerTlsMode::Simple && !has_roots {
-                at.error(
-                    MISSING,
-                    format!("{word} TLS requires a client CA bundle"),
-                    "add caCertificates or credentialName",
-                );
-            }
+            check_terminating(tls, sources, at);
         }
     }
 
@@ -380,26 +301,127 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
         });
     }
 
+    check_cipher_suites(cipher_suites, at);
+}
+
+/// Where a server's certificate comes from.
+#[derive(Clone, Copy)]
+struct Sources {
+    secret: bool,
+    files: bool,
+}
+
+/// The lists of certificates: at most two entries (one RSA, one ECDSA), and one list alone.
+fn check_lists(tls: &ServerTlsSettings, at: &mut Report) {
+    if !tls.tls_certificates.is_empty() && !tls.credential_names.is_empty() {
+        at.error(
+            CONFLICT,
+            "only one of credentialNames or tlsCertificates can be set",
+            ONE_SOURCE,
+        );
+    }
+
+    if !tls.credential_name.is_empty() && !tls.credential_names.is_empty() {
+        at.error(
+            CONFLICT,
+            "only one of credentialName or credentialNames can be set",
+            ONE_SOURCE,
+        );
+    }
+
+    for (key, count) in [
+        ("credentialNames", tls.credential_names.len()),
+        ("tlsCertificates", tls.tls_certificates.len()),
+    ] {
+        if count > 2 {
+            at.field(key, |at| {
+                at.error(
+                    INVALID,
+                    format!("{} in body should have at most 2 items", at.path()),
+                    "keep one RSA and one ECDSA",
+                )
+            });
+        }
+    }
+}
+
+/// ISTIO_MUTUAL: the workload's own certificate, and no other.
+fn check_istio_mutual(tls: &ServerTlsSettings, sources: Sources, at: &mut Report) {
+    for (what, set) in [
+        ("server certificate", !tls.server_certificate.is_empty()),
+        ("private key", !tls.private_key.is_empty()),
+        ("CA bundle", !tls.ca_certificates.is_empty()),
+        ("tlsCertificates", !tls.tls_certificates.is_empty()),
+        ("credentialName", sources.secret),
+    ] {
+        if set {
+            at.error(
+                CONFLICT,
+                format!("ISTIO_MUTUAL TLS cannot have associated {what}"),
+                "remove it: the workload's certificate is used",
+            );
+        }
+    }
+}
+
+/// SIMPLE, MUTUAL and OPTIONAL_MUTUAL: the certificate and, for clients, the roots must be named.
+fn check_terminating(tls: &ServerTlsSettings, sources: Sources, at: &mut Report) {
+    if sources.secret && sources.files {
+        at.error(
+            CONFLICT,
+            "only one of credentialName or serverCertificate can be set",
+            ONE_SOURCE,
+        );
+    }
+
+    if !sources.secret {
+        check_files(tls, at);
+    }
+    if !tls.ca_crl.is_empty() && tls.mode == ServerTlsMode::Simple && !sources.secret {
+        at.field("caCrl", |at| {
+            at.error(
+                CONFLICT,
+                "CRL is not supported with SIMPLE TLS",
+                "use mode MUTUAL, or remove it",
+            )
+        });
+    }
+
+    let has_roots = sources.secret
+        || !tls.ca_cert_credential_name.is_empty()
+        || !tls.ca_certificates.is_empty()
+        || tls
+            .tls_certificates
+            .iter()
+            .any(|certificate| !certificate.ca_certificates.is_empty());
+
+    if tls.mode != ServerTlsMode::Simple && !has_roots {
+        at.error(
+            MISSING,
+            format!("{} TLS requires a client CA bundle", tls.mode.as_str()),
+            "add caCertificates or credentialName",
+        );
+    }
+}
+
+/// Unknown and repeated suites are left out with a warning, as by Istio.
+fn check_cipher_suites(suites: &[String], at: &mut Report) {
     let mut seen = Once::new();
     at.field("cipherSuites", |at| {
-        for (index, suite) in cipher_suites.iter().enumerate() {
-            if !is_cipher_suite(suite) {
-                at.index(index, |at| {
-                    at.warn(
-                        DOUBTFUL,
-                        format!("ignoring invalid cipher suite {:?}", shorten(suite)),
-                        "write an OpenSSL name, for example ECDHE-RSA-AES128-GCM-SHA256",
-                    )
-                });
+        for (index, suite) in suites.iter().enumerate() {
+            let (fault, remedy) = if !is_cipher_suite(suite) {
+                let remedy = "write an OpenSSL name, for example ECDHE-RSA-AES128-GCM-SHA256";
+                (
+                    format!("ignoring invalid cipher suite {:?}", shorten(suite)),
+                    remedy,
+                )
             } else if !seen.insert(suite) {
-                at.index(index, |at| {
-                    at.warn(
-                        DOUBTFUL,
-                        format!("duplicate cipher suite {:?} is ignored", shorten(suite)),
-                        "remove it",
-                    )
-                });
-            }
+                let fault = format!("duplicate cipher suite {:?} is ignored", shorten(suite));
+                (fault, "remove it")
+            } else {
+                continue;
+            };
+            at.index(index, |at| at.warn(DOUBTFUL, fault, remedy));
         }
     });
 }

@@ -2,7 +2,7 @@
 
 use super::rules::*;
 use crate::schema::{Report, shorten};
-use crate::security::{JwtRule, PeerAuthentication, RequestAuthentication};
+use crate::security::{JwtHeader, JwtRule, PeerAuthentication, RequestAuthentication};
 
 pub(super) fn check_peer_authentication(spec: &PeerAuthentication, at: &mut Report) {
     let PeerAuthentication {
@@ -38,10 +38,10 @@ pub(super) fn check_request_authentication(spec: &RequestAuthentication, at: &mu
 
 fn check_rule(rule: &JwtRule, at: &mut Report) {
     let JwtRule {
-        issuer,
+        issuer: _,
         audiences: _,
-        jwks_uri,
-        jwks,
+        jwks_uri: _,
+        jwks: _,
         from_headers,
         from_params: _,
         from_cookies: _,
@@ -51,6 +51,51 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
         timeout,
         space_delimited_claims,
         presence: _,
+    } = rule;
+
+    check_keys(rule, at);
+    at.each("fromHeaders", from_headers, check_token_header);
+
+    if !output_payload_to_header.is_empty() && !is_header_name(output_payload_to_header) {
+        at.field("outputPayloadToHeader", |at| {
+            at.error(INVALID, "not a header name", "letters, digits, - _ and .")
+        });
+    }
+
+    at.each(
+        "outputClaimToHeaders",
+        output_claim_to_headers,
+        |output, at| {
+            let plain = output
+                .header
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+
+            if !plain {
+                at.field("header", |at| {
+                    let message = format!("{} in body should match '^[-_A-Za-z0-9]+$'", at.path());
+                    at.error(INVALID, message, "letters, digits, - and _");
+                });
+            }
+        },
+    );
+
+    check_duration("timeout", *timeout, at);
+
+    if space_delimited_claims.len() > 64 {
+        at.field("spaceDelimitedClaims", |at| {
+            at.error(INVALID, "must have at most 64 items", "name fewer claims")
+        });
+    }
+}
+
+/// The issuer, and where its keys come from.
+fn check_keys(rule: &JwtRule, at: &mut Report) {
+    let JwtRule {
+        issuer,
+        jwks_uri,
+        jwks,
+        ..
     } = rule;
 
     if issuer.is_empty() && jwks_uri.is_empty() {
@@ -115,58 +160,27 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
             }
         });
     }
+}
 
-    at.each("fromHeaders", from_headers, |header, at| {
-        if header.prefix.chars().any(char::is_control) {
-            at.field("prefix", |at| {
-                at.error(
-                    INVALID,
-                    "a control character, which no header can hold",
-                    "write the text before the token, such as \"Bearer \"",
-                )
-            });
-        }
-
-        if !header.name.is_empty() && !is_header_name(&header.name) {
-            at.field("name", |at| {
-                at.error(
-                    INVALID,
-                    format!("{:?} is not a header name", shorten(&header.name)),
-                    "letters, digits, - _ and .",
-                )
-            });
-        }
-    });
-
-    if !output_payload_to_header.is_empty() && !is_header_name(output_payload_to_header) {
-        at.field("outputPayloadToHeader", |at| {
-            at.error(INVALID, "not a header name", "letters, digits, - _ and .")
+/// A header that carries tokens.
+fn check_token_header(header: &JwtHeader, at: &mut Report) {
+    if header.prefix.chars().any(char::is_control) {
+        at.field("prefix", |at| {
+            at.error(
+                INVALID,
+                "a control character, which no header can hold",
+                "write the text before the token, such as \"Bearer \"",
+            )
         });
     }
 
-    at.each(
-        "outputClaimToHeaders",
-        output_claim_to_headers,
-        |output, at| {
-            let plain = output
-                .header
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
-
-            if !plain {
-                at.field("header", |at| {
-                    let message = format!("{} in body should match '^[-_A-Za-z0-9]+$'", at.path());
-                    at.error(INVALID, message, "letters, digits, - and _");
-                });
-            }
-        },
-    );
-
-    check_duration("timeout", *timeout, at);
-
-    if space_delimited_claims.len() > 64 {
-        at.field("spaceDelimitedClaims", |at| {
-            at.error(INVALID, "must have at most 64 items", "name fewer claims")
+    if !header.name.is_empty() && !is_header_name(&header.name) {
+        at.field("name", |at| {
+            at.error(
+                INVALID,
+                format!("{:?} is not a header name", shorten(&header.name)),
+                "letters, digits, - _ and .",
+            )
         });
     }
 }

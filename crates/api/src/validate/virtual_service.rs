@@ -14,7 +14,8 @@ use self::matches::{
 };
 use super::rules::*;
 use crate::networking::{
-    Destination, HttpRoute, HttpRouteDestination, RouteDestination, VirtualService,
+    Delegate, Destination, HttpDirectResponse, HttpRoute, HttpRouteDestination, RouteDestination,
+    VirtualService,
 };
 use crate::schema::{Report, shorten};
 use crate::shared::PortSelector;
@@ -229,65 +230,10 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
     at.some("redirect", redirect, |redirect, at| {
         check_redirect(redirect, matches, at)
     });
-    at.some("directResponse", direct_response, |direct, at| {
-        if !(200..=599).contains(&direct.status) {
-            at.field("status", |at| {
-                at.error(
-                    INVALID,
-                    format!("HTTP status {} is not in range 200-599", direct.status),
-                    "write a status",
-                )
-            });
-        }
-
-        at.some("body", &direct.body, |body, at| {
-            if body.string.is_some() && body.bytes.is_some() {
-                at.error(
-                    CONFLICT,
-                    "only one of string or bytes can be set",
-                    "keep one of them",
-                );
-            }
-
-            let length = body
-                .string
-                .as_ref()
-                .map_or(0, String::len)
-                .max(body.bytes.as_ref().map_or(0, |bytes| bytes.0.len()));
-
-            if length > 1 << 20 {
-                at.error(
-                    INVALID,
-                    format!(
-                        "response body size {length} exceeds the limit of {} bytes",
-                        1 << 20
-                    ),
-                    "serve it from a workload",
-                );
-            }
-        });
-    });
-
+    at.some("directResponse", direct_response, check_direct_response);
     at.some("delegate", delegate, |delegate, at| {
-        if is_delegate {
-            at.error(
-                CONFLICT,
-                "delegate virtual service must have no delegate of its own",
-                "name the last one directly",
-            );
-        }
-
-        if delegate.name.is_empty() {
-            at.field("name", |at| {
-                at.error(
-                    MISSING,
-                    "delegate.name must not be empty",
-                    "name a VirtualService without hosts",
-                )
-            });
-        }
+        check_reference(delegate, is_delegate, at)
     });
-
     at.some("rewrite", rewrite, check_rewrite);
     check_duration("timeout", *timeout, at);
     at.some("retries", retries, check_retries);
@@ -322,6 +268,66 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
     at.some("corsPolicy", cors_policy, check_cors);
     at.some("headers", headers, check_headers);
     check_weights(destinations, at);
+}
+
+/// A reply without a destination. Source: Istio `validateHTTPDirectResponse`.
+fn check_direct_response(direct: &HttpDirectResponse, at: &mut Report) {
+    if !(200..=599).contains(&direct.status) {
+        at.field("status", |at| {
+            at.error(
+                INVALID,
+                format!("HTTP status {} is not in range 200-599", direct.status),
+                "write a status",
+            )
+        });
+    }
+
+    at.some("body", &direct.body, |body, at| {
+        if body.string.is_some() && body.bytes.is_some() {
+            at.error(
+                CONFLICT,
+                "only one of string or bytes can be set",
+                "keep one of them",
+            );
+        }
+
+        let length = body
+            .string
+            .as_ref()
+            .map_or(0, String::len)
+            .max(body.bytes.as_ref().map_or(0, |bytes| bytes.0.len()));
+
+        if length > 1 << 20 {
+            at.error(
+                INVALID,
+                format!(
+                    "response body size {length} exceeds the limit of {} bytes",
+                    1 << 20
+                ),
+                "serve it from a workload",
+            );
+        }
+    });
+}
+
+fn check_reference(delegate: &Delegate, is_delegate: bool, at: &mut Report) {
+    if is_delegate {
+        at.error(
+            CONFLICT,
+            "delegate virtual service must have no delegate of its own",
+            "name the last one directly",
+        );
+    }
+
+    if delegate.name.is_empty() {
+        at.field("name", |at| {
+            at.error(
+                MISSING,
+                "delegate.name must not be empty",
+                "name a VirtualService without hosts",
+            )
+        });
+    }
 }
 
 /// Exactly one of route, redirect, directResponse; or a delegate, whose route is elsewhere. Source:

@@ -1,8 +1,13 @@
 //! What is read and has no effect yet: kinds, fields, settings of the mesh. Silence would let a
 //! policy seem to hold.
 
-use meltemi_api::networking::{ClientTlsSettings, TrafficPolicy};
+use meltemi_api::core::ServiceSpec;
+use meltemi_api::networking::{
+    ClientTlsSettings, DestinationRule, Gateway, ServiceEntry, Sidecar, TrafficPolicy,
+    VirtualService,
+};
 use meltemi_api::security::{AuthorizationPolicy, RequestAuthentication, Source};
+use meltemi_api::telemetry::Telemetry;
 use meltemi_api::{Kind, MeshConfig, Object, Spec};
 use meltemi_types::{Diagnostic, Protocol, Severity};
 
@@ -11,21 +16,17 @@ use crate::lower::finding;
 
 /// The one code of everything that is not supported yet.
 const UNSUPPORTED: &str = "MEL0307";
+const REMOVE: &str = "remove it, so that nobody relies on it";
+const BY_SELECTOR: &str = "choose workloads by selector";
 const NO_TOKENS: &str = "tokens are not checked yet: no request has a request principal or claims";
 
 pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
     for object in snapshot.tables.iter() {
         match &object.spec {
-            Spec::RequestAuthentication(spec) => request_authentication(object, spec, found),
             Spec::EnvoyFilter(_) | Spec::WasmPlugin(_) | Spec::TrafficExtension(_) => {
                 let message = format!("{} is not served yet and has no effect", object.kind);
-                tell(
-                    object,
-                    "spec",
-                    message,
-                    "remove it, or use a kind that is served",
-                    found,
-                );
+                let remedy = "remove it, or use a kind that is served";
+                tell(object, "spec", message, remedy, found);
             }
             Spec::ProxyConfig(_) => {
                 let message = "ProxyConfig is not read yet and has no effect";
@@ -41,154 +42,16 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                 let message = "WorkloadGroup is not read yet and has no effect";
                 tell(object, "spec", message, "write WorkloadEntries", found);
             }
+            Spec::RequestAuthentication(spec) => request_authentication(object, spec, found),
             Spec::AuthorizationPolicy(spec) => authorization(object, spec, found),
-            Spec::ServiceEntry(spec) => {
-                for (index, port) in spec.ports.iter().enumerate() {
-                    let number = u16::try_from(port.number).unwrap_or_default();
-                    let declared = (!port.protocol.is_empty()).then_some(port.protocol.as_str());
-                    let is = Protocol::of_port(number, &port.name, declared, "TCP");
-                    grpc_web(object, &format!("spec.ports[{index}]"), Some(is), found);
-                }
-
-                for (index, endpoint) in spec.endpoints.iter().enumerate() {
-                    network(
-                        object,
-                        &format!("spec.endpoints[{index}].network"),
-                        &endpoint.network,
-                        found,
-                    );
-                }
-            }
+            Spec::ServiceEntry(spec) => service_entry(object, spec, found),
             Spec::WorkloadEntry(spec) => network(object, "spec.network", &spec.network, found),
-            Spec::Sidecar(spec) => {
-                for (index, ingress) in spec
-                    .ingress
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, ingress)| !ingress.bind.is_empty())
-                {
-                    let message = format!(
-                        "bind {:?} has no effect: captured traffic comes in at every address",
-                        ingress.bind
-                    );
-
-                    tell(
-                        object,
-                        &format!("spec.ingress[{index}].bind"),
-                        message,
-                        "remove it",
-                        found,
-                    );
-                }
-            }
-            Spec::DestinationRule(spec) => {
-                if let Some(policy) = &spec.traffic_policy {
-                    traffic_policy(object, "spec.trafficPolicy", policy, found);
-                }
-                let tls = spec
-                    .traffic_policy
-                    .as_ref()
-                    .and_then(|policy| policy.tls.as_ref());
-
-                if spec.workload_selector.is_some()
-                    && tls.is_some_and(|tls| !tls.credential_name.is_empty())
-                {
-                    let message = "only gateways read credentialName yet: the sidecars that are selected have no certificate";
-                    let remedy = "use clientCertificate, privateKey and caCertificates";
-                    tell(
-                        object,
-                        "spec.trafficPolicy.tls.credentialName",
-                        message,
-                        remedy,
-                        found,
-                    );
-                }
-
-                for (index, subset) in spec.subsets.iter().enumerate() {
-                    if let Some(policy) = &subset.traffic_policy {
-                        traffic_policy(
-                            object,
-                            &format!("spec.subsets[{index}].trafficPolicy"),
-                            policy,
-                            found,
-                        );
-                    }
-                }
-            }
-            Spec::Service(spec) => {
-                for (index, port) in spec.ports.iter().enumerate() {
-                    let is = Protocol::of_port(
-                        port.port,
-                        &port.name,
-                        port.app_protocol.as_deref(),
-                        &port.protocol,
-                    );
-                    grpc_web(object, &format!("spec.ports[{index}]"), Some(is), found);
-                }
-            }
-            Spec::Gateway(spec) => {
-                for (index, server) in spec.servers.iter().enumerate() {
-                    let field = format!("spec.servers[{index}].port.protocol");
-                    grpc_web(
-                        object,
-                        &field,
-                        Protocol::from_word(&server.port.protocol),
-                        found,
-                    );
-
-                    let Some(tls) = &server.tls else { continue };
-                    let field = |name: &str| format!("spec.servers[{index}].tls.{name}");
-                    if !tls.ca_crl.is_empty() {
-                        revocation(object, &field("caCrl"), found);
-                    }
-                    let rest = [
-                        ("ecdhCurves", !tls.ecdh_curves.is_empty()),
-                        ("tlsCertificates", !tls.tls_certificates.is_empty()),
-                        ("insecureSkipVerify", tls.insecure_skip_verify.is_some()),
-                    ];
-
-                    for (name, _) in rest.iter().filter(|(_, is_set)| *is_set) {
-                        let message = format!("{name} is not supported yet and has no effect");
-                        tell(
-                            object,
-                            &field(name),
-                            message,
-                            "remove it, so that nobody relies on it",
-                            found,
-                        );
-                    }
-                }
-            }
-            Spec::Telemetry(spec) => {
-                for (field, is_set) in [
-                    ("spec.targetRef", spec.target_ref.is_some()),
-                    ("spec.targetRefs", !spec.target_refs.is_empty()),
-                ] {
-                    if is_set {
-                        let message =
-                            "what it refers to is not served yet: this Telemetry has no effect";
-                        tell(
-                            object,
-                            field,
-                            message,
-                            "choose workloads by selector",
-                            found,
-                        );
-                    }
-                }
-            }
-            Spec::VirtualService(spec) => {
-                for (index, route) in spec.http.iter().enumerate() {
-                    for (at, matched) in route.r#match.iter().enumerate() {
-                        let claims = matched.headers.keys().chain(matched.without_headers.keys());
-                        if claims.into_iter().any(|name| name.starts_with('@')) {
-                            let field = format!("spec.http[{index}].match[{at}].headers");
-                            let message = "claims of tokens are not read yet: a request has none";
-                            tell(object, &field, message, "match on a plain header", found);
-                        }
-                    }
-                }
-            }
+            Spec::Sidecar(spec) => sidecar(object, spec, found),
+            Spec::DestinationRule(spec) => destination_rule(object, spec, found),
+            Spec::Service(spec) => service(object, spec, found),
+            Spec::Gateway(spec) => gateway(object, spec, found),
+            Spec::Telemetry(spec) => telemetry(object, spec, found),
+            Spec::VirtualService(spec) => virtual_service(object, spec, found),
             _ => {}
         }
     }
@@ -200,13 +63,128 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
     {
         for name in unread(&snapshot.mesh_config) {
             let message = format!("{name} is not read yet and has no effect");
-            tell(
-                object,
-                &format!("data.mesh: {name}"),
-                message,
-                "remove it, so that nobody relies on it",
-                found,
+            let field = format!("data.mesh: {name}");
+            tell(object, &field, message, REMOVE, found);
+        }
+    }
+}
+
+fn service_entry(object: &Object, spec: &ServiceEntry, found: &mut Vec<Diagnostic>) {
+    for (index, port) in spec.ports.iter().enumerate() {
+        let number = u16::try_from(port.number).unwrap_or_default();
+        let declared = (!port.protocol.is_empty()).then_some(port.protocol.as_str());
+        let protocol = Protocol::of_port(number, &port.name, declared, "TCP");
+        grpc_web(
+            object,
+            &format!("spec.ports[{index}]"),
+            Some(protocol),
+            found,
+        );
+    }
+
+    for (index, endpoint) in spec.endpoints.iter().enumerate() {
+        let field = format!("spec.endpoints[{index}].network");
+        network(object, &field, &endpoint.network, found);
+    }
+}
+
+fn sidecar(object: &Object, spec: &Sidecar, found: &mut Vec<Diagnostic>) {
+    for (index, ingress) in spec.ingress.iter().enumerate() {
+        if !ingress.bind.is_empty() {
+            let message = format!(
+                "bind {:?} has no effect: captured traffic comes in at every address",
+                ingress.bind
             );
+            let field = format!("spec.ingress[{index}].bind");
+            tell(object, &field, message, "remove it", found);
+        }
+    }
+}
+
+fn destination_rule(object: &Object, spec: &DestinationRule, found: &mut Vec<Diagnostic>) {
+    if let Some(policy) = &spec.traffic_policy {
+        traffic_policy(object, "spec.trafficPolicy", policy, found);
+    }
+
+    let tls = spec
+        .traffic_policy
+        .as_ref()
+        .and_then(|policy| policy.tls.as_ref());
+    if spec.workload_selector.is_some() && tls.is_some_and(|tls| !tls.credential_name.is_empty()) {
+        let field = "spec.trafficPolicy.tls.credentialName";
+        let message = "only gateways read credentialName yet: the sidecars that are selected have no certificate";
+        let remedy = "use clientCertificate, privateKey and caCertificates";
+        tell(object, field, message, remedy, found);
+    }
+
+    for (index, subset) in spec.subsets.iter().enumerate() {
+        if let Some(policy) = &subset.traffic_policy {
+            let field = format!("spec.subsets[{index}].trafficPolicy");
+            traffic_policy(object, &field, policy, found);
+        }
+    }
+}
+
+fn service(object: &Object, spec: &ServiceSpec, found: &mut Vec<Diagnostic>) {
+    for (index, port) in spec.ports.iter().enumerate() {
+        let declared = port.app_protocol.as_deref();
+        let protocol = Protocol::of_port(port.port, &port.name, declared, &port.protocol);
+        grpc_web(
+            object,
+            &format!("spec.ports[{index}]"),
+            Some(protocol),
+            found,
+        );
+    }
+}
+
+fn gateway(object: &Object, spec: &Gateway, found: &mut Vec<Diagnostic>) {
+    for (index, server) in spec.servers.iter().enumerate() {
+        let field = format!("spec.servers[{index}].port.protocol");
+        let protocol = Protocol::from_word(&server.port.protocol);
+        grpc_web(object, &field, protocol, found);
+
+        let Some(tls) = &server.tls else { continue };
+        let field = |name: &str| format!("spec.servers[{index}].tls.{name}");
+        if !tls.ca_crl.is_empty() {
+            revocation(object, &field("caCrl"), found);
+        }
+
+        for (name, is_set) in [
+            ("ecdhCurves", !tls.ecdh_curves.is_empty()),
+            ("tlsCertificates", !tls.tls_certificates.is_empty()),
+            ("insecureSkipVerify", tls.insecure_skip_verify.is_some()),
+        ] {
+            if is_set {
+                let message = format!("{name} is not supported yet and has no effect");
+                tell(object, &field(name), message, REMOVE, found);
+            }
+        }
+    }
+}
+
+fn telemetry(object: &Object, spec: &Telemetry, found: &mut Vec<Diagnostic>) {
+    for (field, is_set) in [
+        ("spec.targetRef", spec.target_ref.is_some()),
+        ("spec.targetRefs", !spec.target_refs.is_empty()),
+    ] {
+        if is_set {
+            let message =
+                "the target is of a kind that is not served yet: this Telemetry has no effect";
+            tell(object, field, message, BY_SELECTOR, found);
+        }
+    }
+}
+
+fn virtual_service(object: &Object, spec: &VirtualService, found: &mut Vec<Diagnostic>) {
+    for (index, route) in spec.http.iter().enumerate() {
+        for (at, matched) in route.r#match.iter().enumerate() {
+            let mut names = matched.headers.keys().chain(matched.without_headers.keys());
+            if names.any(|name| name.starts_with('@')) {
+                let field = format!("spec.http[{index}].match[{at}].headers");
+                let message = "claims of tokens are not read yet: a request has none";
+                tell(object, &field, message, "match on a plain header", found);
+            }
         }
     }
 }
@@ -229,14 +207,8 @@ fn request_authentication(
         } else {
             "spec.targetRefs"
         };
-        let message = "what it refers to is not served yet: tokens are checked nowhere";
-        tell(
-            object,
-            field,
-            message,
-            "choose workloads by selector",
-            found,
-        );
+        let message = "the target is of a kind that is not served yet: tokens are checked nowhere";
+        tell(object, field, message, BY_SELECTOR, found);
     } else if !jwt_rules.is_empty() {
         let message = "tokens are not checked yet: the workloads that it selects deny every request with a token (401), and no request has a request principal";
         let remedy = "call them without a token, or check tokens in the application and remove the RequestAuthentication";
@@ -250,14 +222,9 @@ fn authorization(object: &Object, spec: &AuthorizationPolicy, found: &mut Vec<Di
         ("spec.targetRefs", !spec.target_refs.is_empty()),
     ] {
         if is_set {
-            let message = "what it refers to is not served yet: the policy is in force nowhere";
-            tell(
-                object,
-                field,
-                message,
-                "choose workloads by selector",
-                found,
-            );
+            let message =
+                "the target is of a kind that is not served yet: the policy is in force nowhere";
+            tell(object, field, message, BY_SELECTOR, found);
         }
     }
 

@@ -24,7 +24,7 @@ impl ExtAuthz {
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
         let proto::ExtAuthz {
-            transport_api_version,
+            transport_api_version: _,
             failure_mode_allow,
             failure_mode_allow_header_add,
             with_request_body,
@@ -32,88 +32,36 @@ impl ExtAuthz {
             status_on_error,
             validate_mutations,
             metadata_context_namespaces,
-            typed_metadata_context_namespaces,
+            typed_metadata_context_namespaces: _,
             route_metadata_context_namespaces,
-            route_typed_metadata_context_namespaces,
+            route_typed_metadata_context_namespaces: _,
             filter_enabled,
             filter_enabled_metadata,
             deny_at_disable,
             include_peer_certificate,
             stat_prefix,
-            bootstrap_metadata_labels_key,
+            bootstrap_metadata_labels_key: _,
             allowed_headers,
             disallowed_headers,
             include_tls_session,
-            charge_cluster_response_stats,
+            charge_cluster_response_stats: _,
             encode_raw_headers,
-            decoder_header_mutation_rules,
+            decoder_header_mutation_rules: _,
             enable_dynamic_metadata_ingestion,
-            filter_metadata,
-            emit_filter_state_stats,
+            filter_metadata: _,
+            emit_filter_state_stats: _,
             max_denied_response_body_bytes,
-            enforce_response_header_limits,
-            shadow_mode,
-            emit_client_span,
+            enforce_response_header_limits: _,
+            shadow_mode: _,
+            emit_client_span: _,
             services,
         } = message;
 
-        if *transport_api_version != core::ApiVersion::V3 as i32 {
-            return scope.refuse("transport_api_version must be V3");
-        }
-        if decoder_header_mutation_rules.is_some() {
-            return scope.refuse(
-                "decoder_header_mutation_rules are unknown: the service could change what they protect",
-            );
-        }
-        if *shadow_mode {
-            return scope.refuse("shadow_mode is unknown: requests would be refused in earnest");
-        }
+        refuse_unsafe(message, scope)?;
+        warn_of_unsupported(message, scope);
 
-        for (field, is_set) in [
-            (
-                "typed_metadata_context_namespaces",
-                !typed_metadata_context_namespaces.is_empty(),
-            ),
-            (
-                "route_typed_metadata_context_namespaces",
-                !route_typed_metadata_context_namespaces.is_empty(),
-            ),
-            (
-                "bootstrap_metadata_labels_key",
-                !bootstrap_metadata_labels_key.is_empty(),
-            ),
-            (
-                "charge_cluster_response_stats",
-                charge_cluster_response_stats.is_some(),
-            ),
-            ("filter_metadata", filter_metadata.is_some()),
-            ("emit_filter_state_stats", *emit_filter_state_stats),
-            (
-                "enforce_response_header_limits",
-                *enforce_response_header_limits,
-            ),
-            ("emit_client_span", emit_client_span.is_some()),
-        ] {
-            scope.unsupported(field, is_set);
-        }
-
-        let (service, older_headers) = match services {
-            None => return scope.refuse("neither grpc_service nor http_service"),
-            Some(proto::ext_authz::Services::GrpcService(service)) => {
-                let service = scope.within("grpc_service", |scope| grpc(service, scope))?;
-                (Service::Grpc(service), None)
-            }
-            Some(proto::ext_authz::Services::HttpService(service)) => {
-                let (service, headers) =
-                    scope.within("http_service", |scope| http(service, scope))?;
-                (Service::Http(Box::new(service)), headers)
-            }
-        };
-        let allowed_headers = names("allowed_headers", allowed_headers.as_ref(), scope)?;
-        if allowed_headers.is_some() && older_headers.is_some() {
-            return scope.refuse("allowed_headers is set twice");
-        }
-
+        let (service, allowed_headers) =
+            service_and_headers(services.as_ref(), allowed_headers.as_ref(), scope)?;
         let metadata = match filter_enabled_metadata {
             None => None,
             Some(matcher) => Some(scope.within("filter_enabled_metadata", |scope| {
@@ -147,7 +95,7 @@ impl ExtAuthz {
                 .is_none_or(|on| on.value),
             max_denied_body: Some(*max_denied_response_body_bytes as usize).filter(|max| *max > 0),
             question: Question {
-                allowed_headers: allowed_headers.or(older_headers),
+                allowed_headers,
                 disallowed_headers: names(
                     "disallowed_headers",
                     disallowed_headers.as_ref(),
@@ -163,6 +111,79 @@ impl ExtAuthz {
             counters: Counters::of(stat_prefix, counters, scope),
         })
     }
+}
+
+/// Refuses the settings whose absence would let through what Envoy refuses, or the reverse.
+fn refuse_unsafe(message: &proto::ExtAuthz, scope: &mut Scope) -> Result<(), Rejection> {
+    if message.transport_api_version != core::ApiVersion::V3 as i32 {
+        return scope.refuse("transport_api_version must be V3");
+    }
+    if message.decoder_header_mutation_rules.is_some() {
+        return scope.refuse(
+            "decoder_header_mutation_rules are unknown: the service could change what they protect",
+        );
+    }
+    if message.shadow_mode {
+        return scope.refuse("shadow_mode is unknown: requests would be refused in earnest");
+    }
+    Ok(())
+}
+
+/// Warns of the settings that have no effect here.
+fn warn_of_unsupported(message: &proto::ExtAuthz, scope: &mut Scope) {
+    for (field, is_set) in [
+        (
+            "typed_metadata_context_namespaces",
+            !message.typed_metadata_context_namespaces.is_empty(),
+        ),
+        (
+            "route_typed_metadata_context_namespaces",
+            !message.route_typed_metadata_context_namespaces.is_empty(),
+        ),
+        (
+            "bootstrap_metadata_labels_key",
+            !message.bootstrap_metadata_labels_key.is_empty(),
+        ),
+        (
+            "charge_cluster_response_stats",
+            message.charge_cluster_response_stats.is_some(),
+        ),
+        ("filter_metadata", message.filter_metadata.is_some()),
+        ("emit_filter_state_stats", message.emit_filter_state_stats),
+        (
+            "enforce_response_header_limits",
+            message.enforce_response_header_limits,
+        ),
+        ("emit_client_span", message.emit_client_span.is_some()),
+    ] {
+        scope.unsupported(field, is_set);
+    }
+}
+
+/// The service to ask, and the request headers that it is shown. An HTTP service has an older field
+/// for these headers, too.
+fn service_and_headers(
+    services: Option<&proto::ext_authz::Services>,
+    allowed: Option<&ListStringMatcher>,
+    scope: &mut Scope,
+) -> Result<(Service, Option<Names>), Rejection> {
+    let (service, older) = match services {
+        None => return scope.refuse("neither grpc_service nor http_service"),
+        Some(proto::ext_authz::Services::GrpcService(service)) => {
+            let service = scope.within("grpc_service", |scope| grpc(service, scope))?;
+            (Service::Grpc(service), None)
+        }
+        Some(proto::ext_authz::Services::HttpService(service)) => {
+            let (service, headers) = scope.within("http_service", |scope| http(service, scope))?;
+            (Service::Http(Box::new(service)), headers)
+        }
+    };
+
+    let allowed = names("allowed_headers", allowed, scope)?;
+    if allowed.is_some() && older.is_some() {
+        return scope.refuse("allowed_headers is set twice");
+    }
+    Ok((service, allowed.or(older)))
 }
 
 impl CheckSettings {
