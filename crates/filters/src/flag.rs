@@ -12,7 +12,7 @@ macro_rules! flags {
         }
 
         impl ResponseFlag {
-            /// Every flag, in the order in which they are printed.
+            /// Every flag.
             pub const ALL: &'static [ResponseFlag] = &[$(ResponseFlag::$name,)*];
 
             /// As `%RESPONSE_FLAGS%` prints it.
@@ -96,37 +96,52 @@ flags! {
     UnconditionalDropOverload = "UDO", "UnconditionalDropOverload";
 }
 
-/// A set of [`ResponseFlag`]s.
+/// A set of [`ResponseFlag`]s, in the order in which they were set, as Envoy prints them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct ResponseFlags(u64);
+pub struct ResponseFlags {
+    set: u64,
+    /// The places in [`ResponseFlag::ALL`] counted from 1, five bits each, the first flag lowest.
+    order: u64,
+}
+
+/// The bits of one place, and how many places there are. No request gathers as many flags; one that
+/// does is printed without the last.
+const PLACE: u32 = 5;
+const PLACES: u32 = 64 / PLACE;
+const _: () = assert!(ResponseFlag::ALL.len() < 1 << PLACE);
 
 impl ResponseFlags {
     /// Adds a flag.
     pub fn insert(&mut self, flag: ResponseFlag) {
-        self.0 |= 1 << flag as u8;
+        if !self.contains(flag) && self.set.count_ones() < PLACES {
+            self.order |= (flag as u64 + 1) << (PLACE * self.set.count_ones());
+        }
+        self.set |= 1 << flag as u8;
     }
 
     /// Whether the flag is set.
     pub fn contains(self, flag: ResponseFlag) -> bool {
-        self.0 & (1 << flag as u8) != 0
+        self.set & (1 << flag as u8) != 0
     }
 
     /// Whether no flag is set.
     pub fn is_empty(self) -> bool {
-        self.0 == 0
+        self.set == 0
     }
 
     /// Whether a flag is in both sets.
     pub fn intersects(self, other: Self) -> bool {
-        self.0 & other.0 != 0
+        self.set & other.set != 0
     }
 
-    /// The flags that are set.
+    /// The flags that are set, the first one first.
     pub fn iter(self) -> impl Iterator<Item = ResponseFlag> {
-        ResponseFlag::ALL
-            .iter()
-            .copied()
-            .filter(move |flag| self.contains(*flag))
+        (0..PLACES)
+            .map(move |at| self.order >> (PLACE * at) & ((1 << PLACE) - 1))
+            .map_while(|place| {
+                let place = usize::try_from(place).ok()?.checked_sub(1)?;
+                ResponseFlag::ALL.get(place).copied()
+            })
     }
 }
 
@@ -165,7 +180,15 @@ mod tests {
         assert_eq!(flags.to_string(), "-");
         flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
         flags.insert(ResponseFlag::UpstreamConnectionFailure);
-        assert_eq!(flags.to_string(), "UF,URX");
+        flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+        assert_eq!(flags.to_string(), "URX,UF");
+
+        let all: ResponseFlags = ResponseFlag::ALL.iter().rev().copied().collect();
+        assert!(ResponseFlag::ALL.iter().all(|flag| all.contains(*flag)));
+        let shown: Vec<_> = all.iter().collect();
+        let last = ResponseFlag::ALL.iter().rev().copied();
+        assert_eq!(shown, last.take(shown.len()).collect::<Vec<_>>());
+
         for flag in ResponseFlag::ALL {
             assert_eq!(ResponseFlag::from_short(flag.short()), Some(*flag));
         }

@@ -201,7 +201,7 @@ async fn silence_in_an_attempt_moves_on_to_the_next() {
     );
 
     let line =
-        "504 UT,URX upstream_per_try_idle_timeout /never up 24 <per-try idle timeout of to-up>";
+        "504 URX,UT upstream_per_try_idle_timeout /never up 24 <per-try idle timeout of to-up>";
     running.log.line_with(line).await;
 }
 
