@@ -86,6 +86,9 @@ pub struct HttpConnectionManager {
     pub http2: Http2Options,
     /// Addresses of the mesh itself: the `x-envoy-*` headers of clients there are obeyed.
     pub internal_addresses: Vec<Cidr>,
+    /// The names of operations pass between proxies, as where Envoy traces. Spans are not made.
+    /// Source: Envoy `tracing`.
+    pub passes_operations: bool,
     /// The scheme of every request, whatever the connection says.
     pub scheme_overwrite: Option<Box<str>>,
 }

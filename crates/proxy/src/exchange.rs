@@ -18,6 +18,7 @@ use meltemi_proxy_config::route::{
 use self::state::{Ended, Exchange};
 use crate::body::{BodyIn, Data};
 use crate::counts::ActiveRequest;
+use crate::decorate;
 use crate::downstream::{ChainView, Downstream};
 use crate::grpc::percent;
 use crate::log_facts::LogFacts;
@@ -99,6 +100,13 @@ async fn stages(
     }
 
     let (mut decision, mut cluster) = route(exchange, head, table.as_deref());
+    if exchange.http.passes_operations {
+        let operation = decision
+            .as_ref()
+            .and_then(|decision| decision.route.operation.as_ref());
+        let direction = exchange.view.listener.direction;
+        exchange.operation = decorate::request(direction, operation, head.fields_mut());
+    }
     let mut place = 0;
     loop {
         let inputs = exchange.filter_inputs(decision.as_ref(), cluster.as_deref());

@@ -21,6 +21,7 @@ mod causes;
 mod common;
 mod control;
 mod counts;
+mod decorate;
 mod downstream;
 mod exchange;
 mod grpc;

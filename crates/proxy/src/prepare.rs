@@ -322,7 +322,6 @@ pub fn response(
     head: &mut ResponseHead,
 ) {
     let fields = head.fields_mut();
-    fields.remove_known(Known::XEnvoyDecoratorOperation);
     match http.server_header {
         ServerHeader::Overwrite => fields.set("server", http.server_name.as_bytes()),
         ServerHeader::AppendIfAbsent if !fields.has(Known::Server) => {

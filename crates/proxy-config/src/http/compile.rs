@@ -91,6 +91,7 @@ impl HttpConnectionManager {
                 message.internal_address_config.as_ref(),
                 scope,
             )?,
+            passes_operations: message.tracing.is_some(),
             scheme_overwrite: compile_scheme(message.scheme_header_transformation.as_ref(), scope),
         })
     }

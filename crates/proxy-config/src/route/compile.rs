@@ -19,7 +19,7 @@ use super::{
     DirectResponse, HeaderOps, Redirect, RetryPolicy, Route, RouteAction, RouteMatch,
     RouteSettings, RouteTable, Target, VirtualHost,
 };
-use crate::convert::{boolean, not_honoured};
+use crate::convert::{boolean, not_honoured, require_one_line};
 use crate::http_filter::{FilterShared, compile_overrides, with_cors};
 
 /// Envoy's default bound on bodies of direct responses, in bytes.
@@ -253,8 +253,7 @@ impl Route {
             request_body_buffer_limit,
             route_specifiers,
             action,
-            // Names spans, and no spans are made.
-            decorator: _,
+            decorator,
         } = message;
 
         refuse_specifiers(route_specifiers, scope)?;
@@ -311,8 +310,27 @@ impl Route {
             )?,
             overrides,
             metadata: Metadata::from_option(metadata.as_ref()),
+            operation: compile_operation(decorator.as_ref(), scope)?,
         })
     }
+}
+
+/// The operation that other proxies are told.
+fn compile_operation(
+    decorator: Option<&proto::Decorator>,
+    scope: &Scope,
+) -> Result<Option<Arc<str>>, Rejection> {
+    let Some(proto::Decorator {
+        operation,
+        propagate,
+    }) = decorator
+    else {
+        return Ok(None);
+    };
+    require_one_line("decorator.operation", operation, scope)?;
+    let is_told = boolean(propagate.as_ref(), true) && !operation.is_empty();
+
+    Ok(is_told.then(|| operation.as_str().into()))
 }
 
 /// Specifiers may replace the route that matched, or drop it.

@@ -61,6 +61,8 @@ pub struct Route {
     pub overrides: Overrides,
     /// Static metadata.
     pub metadata: Metadata,
+    /// The name of the operation, where other proxies are told it. Source: Envoy `decorator`.
+    pub operation: Option<Arc<str>>,
 }
 
 /// What a route does with a request.

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use meltemi_filters::head::{Known, RequestHead, ResponseHead};
 use meltemi_filters::http::Direction;
@@ -12,6 +13,7 @@ use meltemi_proxy_config::route::RouteDecision;
 
 use crate::body::BodyIn;
 use crate::counts::HttpCounts;
+use crate::decorate;
 use crate::downstream::{ChainView, Downstream};
 use crate::prepare;
 use crate::record::StreamInfo;
@@ -53,6 +55,8 @@ pub struct Exchange<'a> {
     pub trailers: Option<http::HeaderMap>,
     /// The upstream is in the mesh.
     pub in_mesh: bool,
+    /// The operation that the response tells the caller.
+    pub operation: Option<Arc<str>>,
     /// A filter has answered in place of the response that it saw: its answer meets no filter.
     pub is_replied: bool,
 }
@@ -73,6 +77,7 @@ impl<'a> Exchange<'a> {
             response: ResponseHead::default(),
             trailers: None,
             in_mesh: false,
+            operation: None,
             is_replied: false,
             worker,
             conn,
@@ -134,6 +139,10 @@ impl<'a> Exchange<'a> {
             }
         }
 
+        if self.http.passes_operations {
+            let direction = self.view.listener.direction;
+            decorate::response(direction, self.operation.as_deref(), response.fields_mut());
+        }
         prepare::response(self.worker, self.http, request, &mut response);
         self.info.status = response.status;
         if let Some(status) = response.fields().known_str(Known::GrpcStatus) {

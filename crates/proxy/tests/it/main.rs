@@ -6,6 +6,7 @@ mod body_filters;
 mod bootstrap;
 mod causes;
 mod config;
+mod decorate;
 mod differential;
 mod envoy;
 mod ext_authz;
@@ -17,6 +18,7 @@ mod http1;
 mod http2;
 mod limits;
 mod live;
+
 mod metrics;
 mod peer_exchange;
 mod peers;
