@@ -28,7 +28,7 @@ const HELP: &[(&str, &str)] = &[
     ),
     (
         "istio_agent_dns_dropped_total",
-        "DNS queries that were dropped because too many were in flight.",
+        "DNS queries and TCP connections that were dropped because there were too many.",
     ),
     (
         "istio_agent_scrapes_total",

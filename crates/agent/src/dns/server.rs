@@ -2,14 +2,15 @@
 //! are limited in number, so that they cannot delay mesh names.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use meltemi_dns::{Parsed, ResponseCode, Transport, error_for, error_reply, parse};
+use meltemi_web::Places;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::{Answer, Forwarder, Names};
@@ -30,7 +31,8 @@ pub struct DnsOptions {
     /// Maximum number of forwarded queries in flight. Further UDP queries are dropped, and clients
     /// retry. Default 1024.
     pub in_flight: usize,
-    /// Maximum number of TCP connections; further ones are closed. Default 128.
+    /// Maximum number of TCP connections; for a further one the eldest silent one of the source
+    /// with most of them is closed. Default 128.
     pub connections: usize,
     /// A TCP connection without a query for this long is closed. Default 10 s.
     pub idle: Duration,
@@ -64,7 +66,7 @@ struct Shared {
     forwarder: Arc<dyn Forwarder>,
     metrics: AgentMetrics,
     in_flight: Arc<Semaphore>,
-    connections: Arc<Semaphore>,
+    places: Places,
 }
 
 impl DnsServer {
@@ -93,18 +95,13 @@ impl DnsServer {
             }
         };
 
-        let (in_flight, connections) = (
-            Arc::new(Semaphore::new(options.in_flight)),
-            Arc::new(Semaphore::new(options.connections)),
-        );
-
         let shared = Shared {
+            in_flight: Arc::new(Semaphore::new(options.in_flight)),
+            places: Places::new(options.connections),
             options,
             names,
             forwarder,
             metrics,
-            in_flight,
-            connections,
         };
 
         Ok(Self {
@@ -131,10 +128,11 @@ impl DnsServer {
                     // clients are not affected.
                     Err(error) => tracing::debug!(%error, "dns: receive"),
                 },
-                accepted = self.tcp.accept() => match (accepted, self.shared.connections.clone().try_acquire_owned()) {
-                    (Ok((stream, _)), Ok(permit)) => _ = tasks.spawn(serve_connection(self.shared.clone(), stream, permit)),
-                    (Ok(_), Err(_)) => self.shared.metrics.dns_dropped.add_shared(1),
-                    (Err(error), _) => {
+                accepted = self.tcp.accept() => match accepted {
+                    Ok((stream, peer)) => {
+                        tasks.spawn(serve_connection(self.shared.clone(), stream, peer.ip()));
+                    }
+                    Err(error) => {
                         tracing::warn!(%error, "dns: accept");
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
@@ -225,12 +223,12 @@ impl Shared {
 }
 
 /// Serves one TCP connection: queries are answered in order (RFC 7766).
-async fn serve_connection(
-    shared: Arc<Shared>,
-    mut stream: TcpStream,
-    _permit: OwnedSemaphorePermit,
-) {
+async fn serve_connection(shared: Arc<Shared>, mut stream: TcpStream, source: IpAddr) {
     loop {
+        // Every query takes a new place, so that the connection that is silent for longest makes
+        // room for a newcomer.
+        let mut place = shared.places.admit(Some(source));
+
         let read = async {
             let length = stream.read_u16().await?;
             let mut query = vec![0; usize::from(length)];
@@ -238,7 +236,15 @@ async fn serve_connection(
             io::Result::Ok(query)
         };
 
-        let Ok(Ok(query)) = tokio::time::timeout(shared.options.idle, read).await else {
+        let query = tokio::select! {
+            biased;
+            query = tokio::time::timeout(shared.options.idle, read) => query,
+            () = place.lost() => {
+                shared.metrics.dns_dropped.add_shared(1);
+                return;
+            }
+        };
+        let Ok(Ok(query)) = query else {
             return;
         };
         shared.metrics.dns_requests.add_shared(1);

@@ -9,7 +9,7 @@ use meltemi_agent::dns::{DnsOptions, DnsServer, Forwarder, NameIndex, Names, Ups
 use meltemi_agent::{AgentMetrics, BoxFuture};
 use meltemi_proto::istio::{NameInfo, NameTable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 fn query(name: &str, kind: u16) -> Vec<u8> {
     let mut out: Vec<u8> = [0x4242u16, 0x0100, 1, 0, 0, 0]
@@ -196,6 +196,75 @@ async fn an_answer_truncated_over_udp_is_complete_over_tcp() {
         read(&ask_tcp(&mut stream, &query("details", 1)).await),
         (0, 1, [10, 45, 0, 3])
     );
+
+    task.abort();
+}
+
+/// A connection to the server from an address of the loopback network.
+async fn connect_from(last: u8, server: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    let source = SocketAddr::from(([127, 0, 0, last], 0));
+    socket.bind(source).expect("bound");
+    socket.connect(server).await.expect("connected")
+}
+
+#[tokio::test]
+async fn silent_tcp_connections_keep_nobody_from_an_answer() {
+    const PLACES: usize = 4;
+
+    let few = DnsOptions {
+        connections: PLACES,
+        idle: Duration::from_secs(600),
+        ..options()
+    };
+    let (server, task) = serve(few, Arc::new(UpstreamForwarder::new(Vec::new(), None))).await;
+    let details = query("details", 1);
+
+    let mut honest = connect_from(1, server).await;
+    assert_eq!(read(&ask_tcp(&mut honest, &details).await).1, 1);
+    let mut silent = Vec::new();
+    for _ in 0..5 * PLACES {
+        silent.push(connect_from(2, server).await);
+    }
+
+    // A newcomer is answered, whether or not its address is that of the silent ones, and the honest
+    // client keeps its connection.
+    for last in [2, 3] {
+        let mut newcomer = connect_from(last, server).await;
+        assert_eq!(read(&ask_tcp(&mut newcomer, &details).await).1, 1);
+    }
+    assert_eq!(read(&ask_tcp(&mut honest, &details).await).1, 1);
+
+    // The eldest silent connections made room.
+    let ended = silent[0].read_u8();
+    let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
+    assert!(ended.expect("closed").is_err());
+
+    task.abort();
+}
+
+#[tokio::test]
+async fn a_tcp_connection_that_asks_again_and_again_outlives_silent_ones_of_its_source() {
+    let few = DnsOptions {
+        connections: 2,
+        idle: Duration::from_secs(600),
+        ..options()
+    };
+    let (server, task) = serve(few, Arc::new(UpstreamForwarder::new(Vec::new(), None))).await;
+    let details = query("details", 1);
+
+    let mut busy = connect_from(1, server).await;
+    assert_eq!(read(&ask_tcp(&mut busy, &details).await).1, 1);
+    for _ in 0..3 {
+        let mut silent = connect_from(1, server).await;
+        assert_eq!(read(&ask_tcp(&mut silent, &details).await).1, 1);
+
+        // Its place is younger than that of the silent connection from here on.
+        assert_eq!(read(&ask_tcp(&mut busy, &details).await).1, 1);
+        let _younger = connect_from(1, server).await;
+        assert!(silent.read_u8().await.is_err(), "the silent one is closed");
+        assert_eq!(read(&ask_tcp(&mut busy, &details).await).1, 1);
+    }
 
     task.abort();
 }
