@@ -250,7 +250,8 @@ fn settle_h1(body: &mut H1BodyIn<'_>) {
 
 fn h2_error(error: h2::Error) -> BodyError {
     if error.is_io() {
-        return error.into_io().map_or(BodyError::Truncated, BodyError::Io);
+        let lost = || io::Error::from(io::ErrorKind::ConnectionReset);
+        return BodyError::Io(error.into_io().unwrap_or_else(lost));
     }
     match error.is_reset() && error.is_remote() {
         true => BodyError::Reset,

@@ -91,6 +91,11 @@ impl<'a> LogFacts<'a> {
         self.worker?.cluster(self.info.cluster.as_ref()?)
     }
 
+    fn cluster_name(&self, out: &mut Vec<u8>) -> bool {
+        let name = self.info.cluster.as_ref();
+        name.is_some_and(|name| put_text(name, out))
+    }
+
     fn endpoint(&self) -> Option<Arc<Endpoint>> {
         let (cluster, upstream) = (self.cluster()?, self.info.upstream?);
         let entry = &cluster.entry;
@@ -234,14 +239,19 @@ impl Facts for LogFacts<'_> {
             Fact::UpstreamHost | Fact::UpstreamRemoteAddress => address(info.upstream, out),
             Fact::UpstreamRemoteAddressWithoutPort => ip(info.upstream, out),
             Fact::UpstreamRemotePort => port(info.upstream, out),
-            Fact::UpstreamCluster | Fact::UpstreamClusterRaw => info
-                .cluster
-                .as_ref()
-                .is_some_and(|cluster| put_text(cluster, out)),
+            Fact::UpstreamCluster => match self.cluster() {
+                // Envoy: the name in statistics.
+                Some(cluster) => put_text(&cluster.entry.cluster.stat_name, out),
+                None => self.cluster_name(out),
+            },
+            Fact::UpstreamClusterRaw => self.cluster_name(out),
             Fact::UpstreamLocalAddress => address(info.upstream_local, out),
             Fact::UpstreamLocalAddressWithoutPort => ip(info.upstream_local, out),
             Fact::UpstreamLocalPort => port(info.upstream_local, out),
-            Fact::UpstreamTransportFailureReason => put_text(&info.transport_failure, out),
+            Fact::UpstreamTransportFailureReason => {
+                // As Envoy, so that a line can be cut at its blanks.
+                put_text(&info.transport_failure.replace(' ', "_"), out)
+            }
             Fact::UpstreamRequestAttemptCount => number(info.attempts, out),
             Fact::UpstreamPeerUriSan => info
                 .upstream_principal

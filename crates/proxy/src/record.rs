@@ -137,11 +137,13 @@ impl StreamInfo {
     /// Notes an end without reply.
     pub fn end(
         &mut self,
-        flag: ResponseFlag,
+        flag: impl Into<Option<ResponseFlag>>,
         details: impl Into<Cow<'static, str>>,
         cause: Option<Cause>,
     ) {
-        self.state.flags.insert(flag);
+        if let Some(flag) = flag.into() {
+            self.state.flags.insert(flag);
+        }
         self.details = details.into();
         if cause.is_some() {
             self.cause = cause;

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use meltemi_filters::head::{Known, ResponseHead};
+use meltemi_filters::{LocalReply, ResponseFlag};
 use meltemi_net::Buffers;
 
 use crate::body::{BodyIn, BodyOut};
@@ -178,5 +179,17 @@ impl<'a> Responder<'a> {
         if let Self::H1(to) = self {
             to.keep_alive.set(false);
         }
+    }
+}
+
+/// Adds the flag of a client that broke its protocol. As in Envoy, requests that the codec takes and
+/// the connection manager refuses have none.
+pub fn with_codec_flag(reply: LocalReply) -> LocalReply {
+    let is_of_codec = ["http1.", "http2."]
+        .iter()
+        .any(|codec| reply.details.starts_with(codec));
+    match is_of_codec {
+        true => reply.flagged(ResponseFlag::DownstreamProtocolError),
+        false => reply,
     }
 }

@@ -67,6 +67,7 @@ pub async fn forward(
 
     let live = &cluster.entry.live;
     let Some(_place) = live.admit(action.high_priority, Resource::Requests) else {
+        exchange.info.attempts += 1;
         let threshold = Resource::Requests.threshold();
         return Err(overflow(Cause::Breaker(
             plan.cluster_name.clone(),

@@ -208,19 +208,17 @@ async fn hold_request(
 /// How long a request may wait at a filter, for its body or for an answer.
 fn limits(inputs: FilterInputs<'_>, info: &StreamInfo) -> hold::Limits {
     let http = inputs.http;
-    // A request that has come whole is no longer under the request's own limit.
-    let request = match info.request_end.get() {
-        None => http.request_timeout,
-        Some(_) => None,
-    };
+    let is_arrived = info.request_end.get().is_some();
 
     hold::Limits {
         idle: http.stream_idle_timeout,
-        whole: [request, http.max_stream_duration]
-            .into_iter()
-            .flatten()
-            .min()
+        // A request that has come whole is no longer under the request's own limit.
+        request: http
+            .request_timeout
+            .filter(|_| !is_arrived)
             .map(|limit| info.start + limit),
+        stream: http.max_stream_duration.map(|limit| info.start + limit),
+        is_arrived,
     }
 }
 
@@ -259,7 +257,9 @@ pub async fn response(
                     };
                     let limits = hold::Limits {
                         idle: inputs.http.stream_idle_timeout,
-                        whole: None,
+                        request: None,
+                        stream: None,
+                        is_arrived: true,
                     };
                     match held.gather(hold, body, limits).await {
                         Gathered::Enough => next = Next::Held,

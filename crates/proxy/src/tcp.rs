@@ -102,6 +102,11 @@ pub async fn serve(
         Err(failed) => {
             worker.causes.refusal(&failed.cause, Some(failed.flag));
             info.end(failed.flag, failed.details, Some(failed.cause));
+            if failed.flag == ResponseFlag::UpstreamConnectionFailure {
+                // Envoy: also where one attempt is all that there is.
+                let flags = &mut info.state.flags;
+                flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+            }
             info.transport_failure = failed.transport;
             finish(&worker, &conn, &view, proxy, &info);
             return;
@@ -313,7 +318,7 @@ async fn connect(
         flag: ResponseFlag::UpstreamConnectionFailure,
         details: "upstream_connection_failure",
         cause: Cause::Endpoint(name.clone(), address, error.to_string().into()),
-        transport: error.to_string(),
+        transport: error.transport(),
     })
 }
 

@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use meltemi_filters::head::RequestHead;
-use meltemi_filters::{Cause, LocalReply, ResponseFlag};
+use meltemi_filters::{Cause, LocalReply};
 use meltemi_proxy_config::http::HttpConnectionManager;
 use tokio::time::Instant;
 
@@ -19,7 +19,7 @@ use crate::downstream::Downstream;
 use crate::exchange::state::Ended;
 use crate::exchange::{self, Incoming};
 use crate::io::Io;
-use crate::respond::{H1Responder, Responder};
+use crate::respond::{H1Responder, Responder, with_codec_flag};
 use crate::timer::LazyTimer;
 use crate::worker::Worker;
 
@@ -146,8 +146,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
 fn refused(Refusal { status, details }: Refusal) -> LocalReply {
     let body = meltemi_filters::head::reason(status);
     let cause = Cause::Protocol(details.into());
-    let reply = LocalReply::new(status, body, details, cause);
-    reply.flagged(ResponseFlag::DownstreamProtocolError)
+    with_codec_flag(LocalReply::new(status, body, details, cause))
 }
 
 /// Whether a connection may carry another request after the one that it has just begun.

@@ -24,7 +24,7 @@ use crate::body::BodyIn;
 use crate::downstream::Downstream;
 use crate::exchange::state::Ended;
 use crate::exchange::{self, Incoming};
-use crate::respond::{H2Responder, Responder};
+use crate::respond::{H2Responder, Responder, with_codec_flag};
 use crate::timer::sleep_until;
 use crate::worker::Worker;
 
@@ -355,13 +355,9 @@ async fn serve_stream(
     responder.wants_continue = expectation == Ok(Expectation::Continue) && !body.is_end_stream();
     let responder = Responder::H2(responder);
     let ended = if let Err(bad) = expectation {
-        let reply = LocalReply::new(
-            bad.status,
-            reason(bad.status),
-            bad.details,
-            Cause::Protocol(bad.details.into()),
-        )
-        .flagged(ResponseFlag::DownstreamProtocolError);
+        let cause = Cause::Protocol(bad.details.into());
+        let reply = LocalReply::new(bad.status, reason(bad.status), bad.details, cause);
+        let reply = with_codec_flag(reply);
         exchange::reply_only(&worker, &conn, view, &mut head, responder, reply).await;
         Ended::Whole
     } else {

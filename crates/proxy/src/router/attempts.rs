@@ -32,6 +32,7 @@ pub async fn attempts(
     retries: &mut Retries<'_>,
 ) -> Result<Ended, Reply> {
     loop {
+        exchange.info.attempts += 1;
         let Some((host, priority)) = pick(forwarding, exchange, retries) else {
             let cause = Cause::NoEndpoint(forwarding.plan.cluster_name.clone());
             return Err(reply(
@@ -58,9 +59,8 @@ pub async fn attempts(
                     }
                     Next::Retry => {}
                     Next::GiveUp(verdict) => {
-                        if verdict == Verdict::Exhausted {
-                            let flags = &mut exchange.info.state.flags;
-                            flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+                        if let Some(flag) = verdict.flag() {
+                            exchange.info.state.flags.insert(flag);
                         }
                         return Err(failure.reply(retries.done()));
                     }
@@ -102,7 +102,6 @@ fn begin(
     host: &WorkerHost,
 ) {
     let action = forwarding.plan.forward.action;
-    exchange.info.attempts += 1;
     exchange.info.upstream = Some(host.address);
     if action.request_attempt_count {
         let attempts = exchange.info.attempts.to_string();

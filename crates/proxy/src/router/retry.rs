@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use meltemi_filters::ResponseFlag;
 use meltemi_proxy_config::cluster::RetryBudget;
 use meltemi_proxy_config::route::RetryPolicy;
 
@@ -46,6 +47,17 @@ pub enum Verdict {
     NoPlace,
     /// There is another attempt.
     Granted,
+}
+
+impl Verdict {
+    /// Envoy's flag for a retry that the policy asked for and that was not made.
+    pub fn flag(self) -> Option<ResponseFlag> {
+        match self {
+            Self::NotWanted | Self::Granted => None,
+            Self::Exhausted => Some(ResponseFlag::UpstreamRetryLimitExceeded),
+            Self::NoPlace => Some(ResponseFlag::UpstreamOverflow),
+        }
+    }
 }
 
 impl<'a> Retries<'a> {

@@ -56,14 +56,16 @@ impl Limit {
         }
     }
 
-    /// Envoy's flag.
-    pub fn flag(self) -> ResponseFlag {
+    /// Envoy's flag, where it has one: its `DT` is for TCP alone.
+    pub fn flag(self) -> Option<ResponseFlag> {
         match self {
-            Self::Total | Self::PerTry | Self::PerTryIdle => ResponseFlag::UpstreamRequestTimeout,
-            Self::Idle => ResponseFlag::StreamIdleTimeout,
-            Self::Stream | Self::Request => ResponseFlag::DurationTimeout,
-            Self::Upstream => ResponseFlag::UpstreamMaxStreamDurationReached,
-            Self::Drain => ResponseFlag::LocalReset,
+            Self::Total | Self::PerTry | Self::PerTryIdle => {
+                Some(ResponseFlag::UpstreamRequestTimeout)
+            }
+            Self::Idle => Some(ResponseFlag::StreamIdleTimeout),
+            Self::Stream | Self::Request => None,
+            Self::Upstream => Some(ResponseFlag::UpstreamMaxStreamDurationReached),
+            Self::Drain => Some(ResponseFlag::LocalReset),
         }
     }
 

@@ -23,8 +23,12 @@ pub(super) struct Held {
 pub(super) struct Limits {
     /// Between two pieces.
     pub idle: Option<Duration>,
-    /// All of it.
-    pub whole: Option<Instant>,
+    /// The end of the time for the request to arrive.
+    pub request: Option<Instant>,
+    /// The end of the time for the stream.
+    pub stream: Option<Instant>,
+    /// Whether the request has arrived: its client is not the slow one.
+    pub is_arrived: bool,
 }
 
 /// How gathering ended.
@@ -95,7 +99,8 @@ impl Held {
 /// `None` if a limit passes first.
 pub(super) async fn within<T>(limits: Limits, future: impl Future<Output = T>) -> Option<T> {
     let idle = limits.idle.map(|idle| Instant::now() + idle);
-    match [idle, limits.whole].into_iter().flatten().min() {
+    let ends = [idle, limits.request, limits.stream];
+    match ends.into_iter().flatten().min() {
         None => Some(future.await),
         Some(at) => tokio::time::timeout_at(at.into(), future).await.ok(),
     }
@@ -116,25 +121,37 @@ pub(super) fn failed(error: BodyError) -> Stop {
     }
 }
 
-/// The answer to a client that did not send its body in time, in Envoy's words.
+/// The answer to a request that waited too long, in Envoy's words.
 pub(super) fn too_slow(limits: &Limits, chain: &Arc<str>) -> LocalReply {
-    let is_whole = limits.whole.is_some_and(|whole| Instant::now() >= whole);
-    let (name, body, details, flag) = match is_whole {
-        true => (
+    let is_over = |end: Option<Instant>| end.is_some_and(|end| Instant::now() >= end);
+    let (name, body, details, flag) = if is_over(limits.request) {
+        (
             "request timeout",
             "request timeout",
             "request_overall_timeout",
-            ResponseFlag::DurationTimeout,
-        ),
-        false => (
+            None,
+        )
+    } else if is_over(limits.stream) {
+        (
+            "max stream duration",
+            "downstream duration timeout",
+            "max_duration_timeout",
+            None,
+        )
+    } else {
+        (
             "stream idle timeout",
             "stream timeout",
             "stream_idle_timeout",
-            ResponseFlag::StreamIdleTimeout,
-        ),
+            Some(ResponseFlag::StreamIdleTimeout),
+        )
     };
 
-    LocalReply::new(408, body, details, Cause::Timeout(name, chain.clone())).flagged(flag)
+    let status = if limits.is_arrived { 504 } else { 408 };
+    let mut reply = LocalReply::new(status, body, details, Cause::Timeout(name, chain.clone()));
+    reply.flag = flag;
+
+    reply
 }
 
 /// The answer in place of a response whose body a filter could not hold.

@@ -49,7 +49,7 @@ impl NotAcquired {
     /// Why the transport failed, for logs.
     pub fn transport(&self) -> String {
         match self {
-            Self::Dial(error) => error.to_string(),
+            Self::Dial(error) => error.transport(),
             Self::Overflow(_) => String::new(),
             Self::Name => NO_NAME.to_owned(),
         }
@@ -68,9 +68,10 @@ impl NotAcquired {
     pub fn cause(&self, cluster: &Arc<str>, host: &WorkerHost) -> Cause {
         match self {
             Self::Overflow(resource) => Cause::Breaker(cluster.clone(), resource.threshold()),
-            Self::Dial(_) | Self::Name => {
-                Cause::Endpoint(cluster.clone(), host.address, self.transport().into())
+            Self::Dial(error) => {
+                Cause::Endpoint(cluster.clone(), host.address, error.to_string().into())
             }
+            Self::Name => Cause::Endpoint(cluster.clone(), host.address, NO_NAME.into()),
         }
     }
 }

@@ -65,6 +65,16 @@ pub enum DialError {
     Unready(#[from] TlsUnready),
 }
 
+impl DialError {
+    /// Why the transport failed, for logs. Envoy: a timeout is no failure of the transport.
+    pub fn transport(&self) -> String {
+        match self {
+            Self::Timeout => String::new(),
+            Self::Connect(_) | Self::Tls(_) | Self::Unready(_) => self.to_string(),
+        }
+    }
+}
+
 /// What the system says, without its number: as Envoy has it.
 fn words(error: &io::Error) -> String {
     let text = error.to_string();

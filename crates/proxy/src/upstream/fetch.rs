@@ -377,7 +377,7 @@ fn not_opened(error: &NotOpened) -> Failed {
             Failed::Overflow(resource.threshold())
         }
         NotOpened::Acquire(NotAcquired::Name) => Failed::BadRequest(NO_NAME),
-        NotOpened::Acquire(error) => Failed::Connect(error.transport()),
+        NotOpened::Acquire(NotAcquired::Dial(error)) => Failed::Connect(error.to_string()),
         NotOpened::Head(details) => Failed::BadRequest(details),
         NotOpened::Stream(error) => Failed::Connect(error.to_string()),
     }

@@ -108,7 +108,7 @@ async fn a_request_has_its_time() {
     })
     .await;
     let request = "POST /slow HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc";
-    let line = "408 DT request_overall_timeout /slow up 15 <request timeout of to-up>";
+    let line = "408 - request_overall_timeout /slow up 15 <request timeout of to-up>";
     is_answered(at, request, "408", "request timeout", &running, line).await;
 }
 

@@ -18,7 +18,7 @@ mod http1;
 mod http2;
 mod limits;
 mod live;
-
+mod log_words;
 mod metrics;
 mod peer_exchange;
 mod peers;

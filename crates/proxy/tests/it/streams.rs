@@ -345,7 +345,7 @@ async fn tunnels_have_the_limits_of_their_route() {
 
     running
         .log
-        .line_with("101 DT max_duration_timeout /longest")
+        .line_with("101 - max_duration_timeout /longest")
         .await;
 }
 

@@ -51,7 +51,7 @@ async fn an_endpoint_that_refuses_is_a_closed_connection_and_a_flag() {
     assert!(client.closed().await);
     running
         .log
-        .line_with("0 UF upstream_connection_failure")
+        .line_with("0 UF,URX upstream_connection_failure")
         .await;
 }
 

@@ -95,7 +95,7 @@ async fn an_end_without_farewell_is_the_end_of_a_body_without_length_and_of_no_o
     assert!(client.receive().await.is_none(), "what is cut is not whole");
     running
         .log
-        .line_with("200 UC upstream_reset_after_response_started")
+        .line_with("200 UPE upstream_reset_after_response_started")
         .await;
 }
 

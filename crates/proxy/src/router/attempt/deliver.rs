@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use http::HeaderMap;
 use meltemi_filters::grpc::MessageCount;
+use meltemi_filters::head::HttpVersion;
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 
 use super::failure::Failure;
@@ -54,9 +55,8 @@ pub fn note_chosen(
         forwarding.cluster.counts.retry_success.inc();
     }
     let info = &mut exchange.info;
-    if verdict == Verdict::Exhausted {
-        let flags = &mut info.state.flags;
-        flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+    if let Some(flag) = verdict.flag() {
+        info.state.flags.insert(flag);
     }
 
     // Only mirrors still want the rest of the body.
@@ -279,13 +279,15 @@ fn conclude(
             Ended::Broken
         }
         BodyEnd::Down(Err(PumpError::Read(error))) => {
+            let is_http2 = exchange.info.upstream_protocol == Some(HttpVersion::Http2);
             let (flag, reason) = match error {
                 BodyError::Reset => (ResponseFlag::UpstreamRemoteReset, "remote_reset"),
-                BodyError::Malformed(_) => (ResponseFlag::UpstreamProtocolError, "protocol_error"),
-                BodyError::Io(_) | BodyError::Truncated | BodyError::Refused(_) => (
+                BodyError::Io(_) if is_http2 => (
                     ResponseFlag::UpstreamConnectionTermination,
                     "connection_termination",
                 ),
+                // Envoy: an HTTP/1 connection that ends within a body breaks the protocol.
+                _ => (ResponseFlag::UpstreamProtocolError, "protocol_error"),
             };
 
             let name = forwarding.plan.cluster_name.clone();

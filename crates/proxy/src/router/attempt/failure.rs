@@ -18,8 +18,8 @@ use crate::upstream::response::NoResponse;
 pub struct Failure {
     /// As retry policies see it; `None` is never retried.
     pub kind: Option<AttemptFailure>,
-    /// Envoy's flag.
-    pub flag: ResponseFlag,
+    /// Envoy's flag, where it has one.
+    pub flag: Option<ResponseFlag>,
     /// Envoy's reset reason.
     pub reason: &'static str,
     /// Why the transport failed.
@@ -65,7 +65,7 @@ impl Failure {
         let cause = Cause::Endpoint(cluster.clone(), host.address, how.into());
         Self {
             kind: Some(kind),
-            flag,
+            flag: Some(flag),
             reason,
             transport: String::new(),
             cause,
@@ -79,7 +79,7 @@ impl Failure {
     pub(super) fn bad_request_body(how: &'static str) -> Self {
         Self {
             kind: None,
-            flag: ResponseFlag::DownstreamProtocolError,
+            flag: Some(ResponseFlag::DownstreamProtocolError),
             reason: "",
             transport: String::new(),
             cause: Cause::Protocol(how.into()),
@@ -96,13 +96,13 @@ impl Failure {
             Some((limit, slow)) => {
                 let status = match limit {
                     Limit::Total | Limit::PerTry | Limit::PerTryIdle => 504,
-                    Limit::Idle | Limit::Stream => slow,
-                    Limit::Request | Limit::Upstream => 408,
+                    Limit::Idle | Limit::Stream | Limit::Upstream => slow,
+                    Limit::Request => 408,
                     Limit::Drain => 503,
                 };
                 (status, limit.body().into(), limit.details().into())
             }
-            None if self.flag == ResponseFlag::DownstreamProtocolError => {
+            None if self.flag == Some(ResponseFlag::DownstreamProtocolError) => {
                 (400, "Bad Request".into(), "http1.codec_error".into())
             }
             None => {
@@ -129,7 +129,7 @@ impl Failure {
                 }
 
                 details.push('}');
-                let status = if self.flag == ResponseFlag::UpstreamProtocolError {
+                let status = if self.flag == Some(ResponseFlag::UpstreamProtocolError) {
                     502
                 } else {
                     503
@@ -140,11 +140,12 @@ impl Failure {
         };
 
         let body = Bytes::from(body.into_owned());
-        let reply = LocalReply::new(status, body, details, self.cause).flagged(self.flag);
+        let mut reply = LocalReply::new(status, body, details, self.cause);
+        reply.flag = self.flag;
 
         // Envoy: every request that a circuit breaker drops.
         Box::new(match self.flag {
-            ResponseFlag::UpstreamOverflow => reply.header("x-envoy-overloaded", "true"),
+            Some(ResponseFlag::UpstreamOverflow) => reply.header("x-envoy-overloaded", "true"),
             _ => reply,
         })
     }
@@ -176,6 +177,14 @@ pub(super) fn read_failure(
             ResponseFlag::UpstreamProtocolError,
             "protocol error",
             refusal.details.to_owned(),
+        ),
+        NoResponse::H1(error @ ReadError::Truncated) => Failure::of(
+            cluster,
+            host,
+            AttemptFailure::Reset,
+            ResponseFlag::UpstreamProtocolError,
+            "protocol error",
+            error.to_string(),
         ),
         NoResponse::H1(error) => {
             let is_stale = reused && matches!(error, ReadError::Closed | ReadError::Io(_));

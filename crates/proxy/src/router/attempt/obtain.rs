@@ -140,7 +140,7 @@ fn not_acquired(forwarding: &Forwarding<'_>, host: &WorkerHost, error: &NotAcqui
     let blames_host = error.blames_host();
     Failure {
         kind: blames_host.then_some(AttemptFailure::Connect),
-        flag: error.flag(),
+        flag: Some(error.flag()),
         reason: error.reset_reason(),
         transport: error.transport(),
         cause: error.cause(&forwarding.plan.cluster_name, host),
@@ -154,7 +154,7 @@ fn not_acquired(forwarding: &Forwarding<'_>, host: &WorkerHost, error: &NotAcqui
 fn cannot_cross(details: &'static str) -> Failure {
     Failure {
         kind: None,
-        flag: ResponseFlag::UpstreamProtocolError,
+        flag: Some(ResponseFlag::UpstreamProtocolError),
         reason: "protocol error",
         transport: details.to_owned(),
         cause: Cause::Protocol(details.into()),

@@ -113,7 +113,7 @@ fn answers() -> Vec<(&'static str, Vec<u8>, Option<&'static str>)> {
         (
             "/evil/half-a-head",
             "HTTP/1.1 200 OK\r\ncontent-le".into(),
-            Some("503"),
+            Some("502"),
         ),
         ("/evil/nothing", Vec::new(), Some("503")),
         (
