@@ -29,6 +29,7 @@ mod security;
 mod soak;
 mod tokens;
 mod tour;
+mod tutorial;
 
 use std::path::PathBuf;
 

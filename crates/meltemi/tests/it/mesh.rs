@@ -378,6 +378,24 @@ impl Mesh {
         command(self.plan.home.path())
     }
 
+    /// Runs a line of a shell beside the mesh, where `meltemi` is the binary under test.
+    pub fn shell(&self, line: &str) -> Output {
+        let binary = crate::binary();
+        let folder = binary.parent().expect("a file in a folder");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths(
+            std::iter::once(folder.to_owned()).chain(std::env::split_paths(&path)),
+        );
+
+        at_home(Command::new("sh"), self.plan.home.path())
+            .args(["-c", line])
+            .env("PATH", path.expect("no colon in a folder's name"))
+            .current_dir(self.plan.home.path())
+            .stdin(Stdio::null())
+            .output()
+            .expect("a shell")
+    }
+
     /// What a successful command prints.
     pub fn cli_ok(&self, arguments: &[&str]) -> String {
         let output = self.cli(arguments);
