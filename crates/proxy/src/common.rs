@@ -45,6 +45,8 @@ pub struct Common {
     pub quit: AtomicBool,
     /// How long a draining connection may take to end.
     pub drain_time: std::time::Duration,
+    /// The most connections of one worker that have not shown what they are.
+    pub strangers: usize,
     /// The levels of the process's own log; `None` if they cannot be changed.
     pub levels: Option<Arc<dyn Levels>>,
     pub(crate) limited: Mutex<OpenConnections>,

@@ -25,7 +25,6 @@ mod decorate;
 mod downstream;
 mod exchange;
 mod grpc;
-mod halfopen;
 mod http1;
 mod http2;
 mod io;

@@ -109,21 +109,55 @@ fn original_destination(
     redirected.or_else(|| (listener.transparent && !listener.listens_on(own)).then_some(own))
 }
 
-async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: SocketAddr) {
-    let published = worker.published();
-    let Some(arrived) = published.snapshot.listener(name) else {
-        return;
-    };
-    let Some(half_open) = worker.half_open.admit(peer.ip()) else {
-        let cause = Cause::Overload("half-open connections");
-        let flag = ResponseFlag::OverloadManagerTerminated;
-        worker.causes.refusal(&cause, Some(flag));
-        return;
-    };
+/// A connection that has shown what it is.
+struct Known {
+    listener: Arc<Listener>,
+    chain: Arc<FilterChain>,
+    counts: Rc<ListenerCounts>,
+    info: ConnInfo,
+    stream: Stream,
+    inspected: Inspected,
+}
 
-    let Ok(own) = stream.local_addr() else {
+async fn serve(worker: Rc<Worker>, name: &str, stream: TcpStream, peer: SocketAddr) {
+    let mut place = worker.strangers.admit(Some(peer.ip()));
+    let known = tokio::select! {
+        known = identify(&worker, name, stream, peer) => known,
+        // Another client needs the place.
+        () = place.lost() => {
+            let cause = Cause::Overload("half-open connections");
+            let flag = ResponseFlag::OverloadManagerTerminated;
+            worker.causes.refusal(&cause, Some(flag));
+            return;
+        }
+    };
+    drop(place);
+
+    let Some(known) = known else {
         return;
     };
+    let view = Rc::new(worker.view_for(&known.listener, &known.chain));
+    let registered = worker.register(known.info, view);
+    let Known {
+        counts,
+        stream,
+        inspected,
+        ..
+    } = known;
+    serve_chain(worker, &registered.conn, &counts, stream, inspected).await;
+}
+
+/// Reads a connection's first bytes, chooses its filter chain and takes its TLS off. `None`: it is
+/// gone, or refused.
+async fn identify(
+    worker: &Rc<Worker>,
+    name: &str,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+) -> Option<Known> {
+    let published = worker.published();
+    let arrived = published.snapshot.listener(name)?;
+    let own = stream.local_addr().ok()?;
     let original = original_destination(arrived, &stream, own);
     if let Some(keepalive) = &arrived.keepalive {
         // A connection without probes is still a connection.
@@ -145,10 +179,10 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
     let mut inspected = Inspected::default();
     match inspect_in_time(&listener, &mut stream, &mut info, &mut inspected).await {
         Ok(()) => {}
-        Err(Uninspected::Gone) => return,
+        Err(Uninspected::Gone) => return None,
         Err(Uninspected::Refused(refusal)) => {
-            refuse(&worker, &listener, None, info, refusal);
-            return;
+            refuse(worker, &listener, None, info, refusal);
+            return None;
         }
     }
 
@@ -159,14 +193,14 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
             details: "filter_chain_not_found",
             cause: Cause::NoFilterChain(listener.name.clone()),
         };
-        refuse(&worker, &listener, None, info, refusal);
-        return;
+        refuse(worker, &listener, None, info, refusal);
+        return None;
     };
 
     let stream = match chain.transport.tls().cloned() {
         None => Stream::Plain(stream),
         Some(terms) => {
-            match terminate(&worker, &chain, &terms, stream, &mut inspected, &mut info).await {
+            match terminate(worker, &chain, &terms, stream, &mut inspected, &mut info).await {
                 Ok(stream) => {
                     counts.handshakes.inc();
                     stream
@@ -179,17 +213,21 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
                         details: "",
                         cause: Cause::Tls(why.into()),
                     };
-                    refuse(&worker, &listener, Some(&chain), info, refusal);
-                    return;
+                    refuse(worker, &listener, Some(&chain), info, refusal);
+                    return None;
                 }
             }
         }
     };
 
-    drop(half_open);
-    let view = Rc::new(worker.view_for(&listener, &chain));
-    let registered = worker.register(info, view);
-    serve_chain(worker, &registered.conn, &counts, stream, inspected).await;
+    Some(Known {
+        listener,
+        chain,
+        counts,
+        info,
+        stream,
+        inspected,
+    })
 }
 
 /// Serves a connection under the newest version of its filter chain, if network filters allow it.

@@ -59,6 +59,10 @@ pub struct ProxyOptions {
     pub logs: Logs,
     /// How long draining connections may take.
     pub drain_time: Duration,
+    /// The most connections of one worker that have not shown what they are: their first bytes or
+    /// their TLS handshake are still to come. A further one takes the place of the eldest of the
+    /// address that holds most. Default 32,768.
+    pub strangers: usize,
     /// The levels of the process's own log, for `/logging`; without them they cannot be changed
     /// there.
     pub levels: Option<Arc<dyn Levels>>,
@@ -82,6 +86,7 @@ impl Default for ProxyOptions {
             registry: Arc::default(),
             logs: Logs::default(),
             drain_time: Duration::from_secs(5),
+            strangers: 32 * 1024,
             levels: None,
             extensions: Vec::new(),
         }
@@ -166,6 +171,7 @@ impl Proxy {
             registry,
             logs,
             drain_time,
+            strangers,
             levels,
             extensions,
         } = options;
@@ -201,6 +207,7 @@ impl Proxy {
             failed: AtomicBool::new(false),
             quit: AtomicBool::new(false),
             drain_time,
+            strangers,
             levels,
             limited: Default::default(),
         });

@@ -15,12 +15,12 @@ use meltemi_filters::peer_metadata::{PeerCache, PeerInfo};
 use meltemi_net::Buffers;
 use meltemi_proxy_config::listener::{FilterChain, Listener};
 use meltemi_telemetry::Shard;
+use meltemi_web::Places;
 
 use crate::causes::Causes;
 use crate::common::Common;
 use crate::counts::{Copied, Known};
 use crate::downstream::{ChainView, Downstream, DrainReason};
-use crate::halfopen::HalfOpen;
 use crate::http2::send::WorkerBudget;
 use crate::logs::WorkerLogs;
 use crate::published::Published;
@@ -54,8 +54,8 @@ pub struct Worker {
     pub send_budget: WorkerBudget,
     /// Bodies whose reader takes nothing.
     pub stalls: Stalls,
-    /// Connections that are not known yet.
-    pub half_open: HalfOpen,
+    /// Places for connections that have not shown what they are.
+    pub strangers: Places,
     /// Peers that told who they are.
     pub peers: RefCell<PeerCache>,
     /// Our buffers in front of the access logs.
@@ -86,7 +86,7 @@ impl Worker {
             causes: Causes::new(shard.clone()),
             send_budget: WorkerBudget::default(),
             stalls: Stalls::default(),
-            half_open: HalfOpen::default(),
+            strangers: Places::new(common.strangers),
             peers: RefCell::default(),
             scratch: RefCell::default(),
             logs: WorkerLogs::new(common.logs.clone()),

@@ -168,6 +168,16 @@ impl Client {
         }
     }
 
+    /// Connects from an address of the loopback network.
+    pub async fn connect_from(source: [u8; 4], to: SocketAddr) -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind((source, 0).into()).expect("bound");
+        Self {
+            stream: socket.connect(to).await.expect("connects"),
+            waiting: Vec::new(),
+        }
+    }
+
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream
             .write_all(bytes.as_ref())

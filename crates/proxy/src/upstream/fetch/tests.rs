@@ -36,6 +36,7 @@ fn worker(at: SocketAddr, http2: bool, thresholds: Thresholds) -> Rc<Worker> {
         quit: AtomicBool::new(false),
         bootstrap: Default::default(),
         drain_time: Duration::from_secs(5),
+        strangers: 1,
         levels: None,
         limited: Default::default(),
     };

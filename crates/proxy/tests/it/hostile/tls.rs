@@ -10,6 +10,7 @@ use meltemi_proto::envoy::extensions::filters::listener::tls_inspector::v3::TlsI
 use meltemi_proto::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use meltemi_proto::google::protobuf::UInt32Value;
 use meltemi_proto::pack;
+use meltemi_proxy::ProxyOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{App, Bystander, soon, until};
@@ -420,13 +421,7 @@ async fn a_name_is_found_in_any_case_and_nothing_else_passes_for_it() {
     });
 
     let mut sniffing = listener("in", vec![secret, tcp_chain("other")]);
-    sniffing.listener_filters = vec![proto::ListenerFilter {
-        name: "envoy.filters.listener.tls_inspector".into(),
-        config_type: Some(proto::listener_filter::ConfigType::TypedConfig(pack(
-            &TlsInspector::default(),
-        ))),
-        ..Default::default()
-    }];
+    sniffing.listener_filters = vec![tls_inspector()];
 
     sniffing.listener_filters_timeout = Some(duration(Duration::from_secs(2)));
     let clusters = vec![
@@ -459,5 +454,65 @@ async fn a_name_is_found_in_any_case_and_nothing_else_passes_for_it() {
         b"",
     ] {
         assert_ne!(answer(at, &of(name)).await, Some(b'S'), "{name:?}");
+    }
+}
+
+/// Waits for the first bytes of each connection.
+fn tls_inspector() -> proto::ListenerFilter {
+    proto::ListenerFilter {
+        name: "envoy.filters.listener.tls_inspector".into(),
+        config_type: Some(proto::listener_filter::ConfigType::TypedConfig(pack(
+            &TlsInspector::default(),
+        ))),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn silent_connections_of_one_address_keep_nobody_out() {
+    const PLACES: usize = 4;
+    const GREEDY: [u8; 4] = [127, 0, 0, 2];
+
+    let app = App::start().await;
+    let running = Running::start(ProxyOptions {
+        strangers: PLACES,
+        ..Default::default()
+    });
+    let routes = table("r", vec![forward("/", "app")]);
+    let mut sniffing = listener("in", vec![http_chain(&manager(inline(routes)))]);
+    sniffing.listener_filters = vec![tls_inspector()];
+    sniffing.listener_filters_timeout = Some(duration(Duration::ZERO));
+    running
+        .apply(vec![static_cluster("app", &[app.at])], vec![sniffing])
+        .await;
+    let at = running.at("in").await;
+
+    // A client that is slow to speak, and another one that has spoken.
+    let mut slow = Client::connect(at).await;
+    let mut known = Client::connect(at).await;
+    let request = "GET /asked HTTP/1.1\nhost: a\n\n";
+    assert!(
+        soon(known.ask(request))
+            .await
+            .0
+            .starts_with("HTTP/1.1 200 ")
+    );
+
+    let mut silent = Vec::new();
+    for _ in 0..5 * PLACES {
+        silent.push(Client::connect_from(GREEDY, at).await);
+    }
+
+    for source in [GREEDY, [127, 0, 0, 3], [127, 0, 0, 1]] {
+        let mut newcomer = Client::connect_from(source, at).await;
+        let (head, _) = soon(newcomer.ask(request)).await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{source:?}: {head}");
+    }
+
+    // The eldest of the greedy address have made room, and nobody else has.
+    assert!(soon(silent[0].closed()).await);
+    for client in [&mut slow, &mut known] {
+        let (head, _) = soon(client.ask(request)).await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     }
 }
