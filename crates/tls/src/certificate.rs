@@ -76,6 +76,21 @@ impl CertificateInfo {
             })
     }
 
+    /// Refuses a SPIFFE ID beside another URI name: of two identities either one could be believed.
+    /// SPIFFE X.509-SVID §2: exactly one URI name. Other certificates may have several.
+    pub(crate) fn check_uris(&self) -> Result<(), PeerError> {
+        let is_spiffe = |uri: &String| {
+            let scheme = uri.split_once("://").map_or("", |(scheme, _)| scheme);
+            scheme.eq_ignore_ascii_case("spiffe")
+        };
+        match self.uri_sans.len() > 1 && self.uri_sans.iter().any(is_spiffe) {
+            true => Err(PeerError::UriCount {
+                presented: self.names(),
+            }),
+            false => Ok(()),
+        }
+    }
+
     /// The alternative names in one line, for messages. At most eight, since a hostile certificate
     /// may hold thousands.
     pub fn names(&self) -> String {

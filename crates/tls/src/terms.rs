@@ -30,7 +30,7 @@ pub enum PeerRule {
     /// The certificate has exactly one URI name, a SPIFFE ID of a trust domain with roots.
     #[default]
     Spiffe,
-    /// Any certificate with a chain to the roots.
+    /// Any certificate with a chain to the roots, unless it has a SPIFFE ID beside another URI name.
     Chain,
 }
 

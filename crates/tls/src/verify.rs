@@ -97,6 +97,7 @@ impl Rules {
         now: UnixTime,
     ) -> Result<CertificateInfo, PeerError> {
         let info = info_of(leaf)?;
+        info.check_uris()?;
         self.chain(side, &info, leaf, rest, &self.all, "any", now)?;
         self.names(&info)?;
         Ok(info)

@@ -137,6 +137,58 @@ fn ambiguous_and_malformed_spiffe_ids_are_refused() {
 }
 
 #[test]
+fn a_spiffe_id_beside_another_uri_is_refused_by_every_rule() {
+    let authority = Authority::new("mesh");
+    let judge = |rule, uris: &[&str]| {
+        let leaf = authority.leaf(LeafSpec {
+            uris,
+            ..LeafSpec::default()
+        });
+        ClientVerifier::new(rule, ClientAuth::Required, authority.trust(), Vec::new()).judge(
+            &leaf.chain()[0],
+            &[],
+            UnixTime::now(),
+        )
+    };
+
+    let other = "spiffe://cluster.local/ns/default/sa/admin";
+    for uris in [
+        [ID, other],
+        [ID, "https://a.example"],
+        ["urn:a", "SPIFFE://x/y"],
+    ] {
+        for rule in [PeerRule::Spiffe, PeerRule::Chain] {
+            let refused = judge(rule, &uris);
+            assert!(
+                matches!(refused, Err(PeerError::UriCount { .. })),
+                "{rule:?} {uris:?}: {refused:?}"
+            );
+        }
+    }
+
+    // Without a SPIFFE ID a certificate may have as many names as it likes.
+    assert_eq!(
+        judge(PeerRule::Chain, &["urn:a", "https://a.example"]),
+        Ok(())
+    );
+    assert_eq!(judge(PeerRule::Chain, &[ID]), Ok(()));
+
+    let leaf = authority.leaf(LeafSpec {
+        uris: &[ID, other],
+        dns: &["a.example"],
+        ..LeafSpec::default()
+    });
+    for rule in [ServerRule::Chain, ServerRule::Host("a.example".into())] {
+        let verifier = ServerVerifier::new(rule, authority.trust(), Vec::new());
+        let refused = verifier.judge(&leaf.chain()[0], &[], UnixTime::now());
+        assert!(
+            matches!(refused, Err(PeerError::UriCount { .. })),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
 fn expired_future_and_revoked_certificates_are_refused() {
     let authority = Authority::new("mesh");
     let expired = as_client(
