@@ -7,6 +7,7 @@
 mod comments;
 mod edit;
 mod own;
+mod split;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use crate::file::{Directory, readable_files};
 use crate::turn::Turn;
 use edit::Located;
 use own::{Documents, file_name, stamped};
+use split::SplitFile;
 
 /// Why an object could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -264,7 +266,7 @@ impl AppliedStore {
         }
 
         let file = self.directory.join(file_name(&key));
-        let held = Located::find_in(&file, &key);
+        let held = SplitFile::read(&file).and_then(|file| file.find(&key));
         let document = documents.text_of(object);
         let (action, content) = match &held {
             Some(located) if located.says(object) => (Action::Unchanged, None),
@@ -319,34 +321,25 @@ fn apply_to_users_file(
 
 /// The files of the user's directories in their order of precedence, read once for all objects of
 /// a call.
-struct UsersFiles(Vec<(PathBuf, String)>);
+struct UsersFiles(Vec<SplitFile>);
 
 impl UsersFiles {
     fn read(directories: &[PathBuf]) -> Self {
         let files = directories
             .iter()
             .flat_map(|directory| readable_files(directory));
-        Self(
-            files
-                .filter_map(|file| {
-                    let text = fs::read_to_string(&file).ok()?;
-                    Some((file, text))
-                })
-                .collect(),
-        )
+        Self(files.filter_map(|file| SplitFile::read(&file)).collect())
     }
 
     /// The object's first place.
     fn find(&self, key: &ObjectKey) -> Option<Located> {
-        self.0
-            .iter()
-            .find_map(|(file, text)| Located::find(file, text, key))
+        self.0.iter().find_map(|file| file.find(key))
     }
 
     /// Takes in the new text of a file.
-    fn replace(&mut self, file: &Path, text: String) {
-        if let Some((_, held)) = self.0.iter_mut().find(|(path, _)| path == file) {
-            *held = text;
+    fn replace(&mut self, path: &Path, text: String) {
+        if let Some(held) = self.0.iter_mut().find(|file| file.path() == path) {
+            *held = SplitFile::of(path.to_owned(), text);
         }
     }
 }

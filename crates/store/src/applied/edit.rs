@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use meltemi_api::{Chunk, Object, ObjectKey, chunks, parse, to_yaml, value_of};
+use meltemi_api::{Chunk, Object, ObjectKey, to_yaml, value_of};
 use serde_json::Value;
 
 use super::comments::{around, with_comments_of};
@@ -13,69 +14,19 @@ use super::{ApplyError, rfc3339};
 /// An object's place in a file.
 #[derive(Debug)]
 pub(super) struct Located {
-    file: PathBuf,
-    text: String,
-    chunk: Chunk,
+    pub file: PathBuf,
+    /// The file's whole text.
+    pub text: Arc<str>,
+    pub chunk: Chunk,
     /// If the document is a list, which item.
-    item: Option<usize>,
+    pub item: Option<usize>,
     /// The object as it is there, if it could be read.
-    held: Option<Object>,
+    pub held: Option<Arc<Object>>,
     /// How many objects the document holds beside it, outside of lists.
-    neighbours: usize,
+    pub neighbours: usize,
 }
 
 impl Located {
-    /// Looks for an object in a file of the disk.
-    pub fn find_in(file: &Path, key: &ObjectKey) -> Option<Self> {
-        Self::find(file, &fs::read_to_string(file).ok()?, key)
-    }
-
-    /// Looks for an object in the text of a file. An object that is there but faulty is found too:
-    /// it is to be replaced.
-    pub fn find(file: &Path, text: &str, key: &ObjectKey) -> Option<Self> {
-        // Most files hold other objects; parsing each of them for every object would be quadratic.
-        if !text.contains(&key.name) {
-            return None;
-        }
-
-        let name = file.to_string_lossy();
-        let found = |chunk, item, held, neighbours| Self {
-            file: file.to_owned(),
-            text: text.to_owned(),
-            chunk,
-            item,
-            held,
-            neighbours,
-        };
-        for chunk in chunks(text) {
-            let document = &text[chunk.start..chunk.end];
-            if !document.contains(&key.name) {
-                continue;
-            }
-
-            let parsed = parse(&name, document);
-            let neighbours = (parsed.objects.len() + parsed.refused.len()).saturating_sub(1);
-            let held = parsed
-                .objects
-                .into_iter()
-                .find(|object| object.key() == *key);
-            if let Some(held) = held {
-                return Some(found(chunk, held.source.item, Some(held), neighbours));
-            }
-
-            let is_broken = parsed.unreadable == 1
-                && parsed
-                    .diagnostics
-                    .iter()
-                    .any(|finding| finding.object == key.object_ref());
-            if parsed.refused.contains(key) || is_broken {
-                return Some(found(chunk, list_index(document, key), None, neighbours));
-            }
-        }
-
-        None
-    }
-
     /// The file that holds the object.
     pub fn file(&self) -> &Path {
         &self.file
@@ -253,7 +204,8 @@ fn separator_comment(chunk: &str) -> String {
     }
 }
 
-fn list_index(document: &str, key: &ObjectKey) -> Option<usize> {
+/// The place of a faulty object among the items of its list.
+pub(super) fn list_index(document: &str, key: &ObjectKey) -> Option<usize> {
     let value = value_of(body(document))?;
     let items = value.get("items")?.as_array()?;
     items.iter().position(|item| {
