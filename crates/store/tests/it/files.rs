@@ -206,6 +206,89 @@ async fn a_half_broken_file_yields_its_good_half() {
     );
 }
 
+/// An object of any kind that cannot be told from others by its name.
+fn widget(api_version: &str, kind: &str, rest: &str) -> String {
+    format!(
+        "apiVersion: {api_version}\nkind: {kind}\nmetadata:\n  name: same\n  namespace: default\n{rest}"
+    )
+}
+
+#[tokio::test]
+async fn a_broken_document_keeps_the_object_of_its_own_kind_and_group_alone() {
+    const BROKEN: &str = "spec: [\n";
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("a.yaml");
+    let whole = [
+        widget("example.com/v1", "Widget", "spec: {size: 1}\n"),
+        widget("other.example/v1", "Widget", "spec: {size: 2}\n"),
+        widget("example.com/v1", "Gadget", "spec: {size: 3}\n"),
+        widget("gateway.networking.k8s.io/v1", "Gateway", "spec: {}\n"),
+        widget(
+            "networking.istio.io/v1",
+            "VirtualService",
+            "spec: {hosts: [a], http: [{route: [{destination: {host: a}}]}]}\n",
+        ),
+        widget(
+            "networking.istio.io/v1",
+            "Sidecar",
+            "spec: {egress: [{hosts: ['*/*']}]}\n",
+        ),
+    ];
+    fs::write(&file, whole.join("---\n")).expect("written");
+    let mut running = Running::start(vec![Directory::of_users(dir.path())], None);
+    let world = running.wait(|world| world.is_ready()).await;
+    assert_eq!(world.tables.iter().count(), whole.len());
+
+    // Each of these is one broken document, and all other documents are gone.
+    for (api_version, kind, kept) in [
+        // The version says nothing about which object it is.
+        ("example.com/v2", "Widget", "Widget.example.com"),
+        ("other.example/v1", "Widget", "Widget.other.example"),
+        (
+            "gateway.networking.k8s.io/v1",
+            "Gateway",
+            "Gateway.gateway.networking.k8s.io",
+        ),
+        ("networking.istio.io/v9", "VirtualService", "VirtualService"),
+        // A slip in the group.
+        ("security.istio.io/v1", "Sidecar", "Sidecar"),
+        // An object that was not there.
+        ("third.example/v1", "Widget", ""),
+        ("networking.istio.io/v1", "Gateway", ""),
+    ] {
+        fs::write(&file, whole.join("---\n")).expect("written");
+        running
+            .wait(|world| world.tables.iter().count() == whole.len())
+            .await;
+        fs::write(&file, widget(api_version, kind, BROKEN)).expect("written");
+        let few = |world: &std::sync::Arc<World>| world.tables.iter().count() < whole.len();
+        let world = running.wait(few).await;
+
+        let held: Vec<String> = world
+            .tables
+            .iter()
+            .map(|object| object.key().object_ref().qualified_kind())
+            .collect();
+        let told: Vec<String> = world
+            .diagnostics
+            .iter()
+            .filter(|finding| finding.code == "MEL0403")
+            .map(|finding| finding.object.qualified_kind())
+            .collect();
+        let kept: Vec<&str> = [kept].into_iter().filter(|kept| !kept.is_empty()).collect();
+        assert_eq!(
+            (held, told),
+            (to_strings(&kept), to_strings(&kept)),
+            "{api_version} {kind}"
+        );
+    }
+}
+
+fn to_strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
 #[tokio::test]
 async fn of_two_the_first_file_counts_and_both_are_named() {
     let (dir, second) = (
