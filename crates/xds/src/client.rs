@@ -271,9 +271,10 @@ impl Shared {
     }
 }
 
-/// Connects and reconnects until the owner drops the receiver.
+/// The owner has dropped the receiver.
 struct Unheard;
 
+/// Connects and reconnects until the owner drops the receiver.
 async fn drive(config: ClientConfig, shared: Arc<Shared>, events: mpsc::Sender<ClientEvent>) {
     let mut failures = 0;
     loop {

@@ -1,7 +1,9 @@
 //! Our server and our client over tonic, in one process.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use meltemi_proto::discovery::{AggregatedDiscoveryServiceClient, DeltaDiscoveryRequest};
 use meltemi_proto::envoy::config::core::v3::Node;
@@ -162,8 +164,8 @@ fn client(address: SocketAddr, variant: Variant) -> (ClientHandle, mpsc::Receive
     };
 
     let backoff = Backoff {
-        first: std::time::Duration::from_millis(1),
-        longest: std::time::Duration::from_millis(20),
+        first: Duration::from_millis(1),
+        longest: Duration::from_millis(20),
     };
 
     Client::spawn(ClientConfig {
@@ -311,4 +313,81 @@ async fn nobody_is_listened_to_before_it_is_known_who_it_is() {
     };
 
     assert_eq!(refusal.code(), tonic::Code::Unauthenticated);
+}
+
+/// Answers every stream with something new, and ends it as soon as the client has accepted the
+/// answer.
+#[derive(Default)]
+struct Ending(AtomicU64);
+
+/// Holds the resources of a stream until the client's first verdict.
+struct UntilVerdict(Option<watch::Sender<Option<Arc<ResourceSet>>>>);
+
+impl Observer for UntilVerdict {
+    fn sent(&mut self, _: &str, _: usize, _: usize, _: usize) {}
+    fn verdict(&mut self, verdict: &Verdict) {
+        assert!(matches!(verdict, Verdict::Acked { .. }));
+        self.0 = None;
+    }
+}
+
+#[tonic::async_trait]
+impl Source for Ending {
+    async fn admit(&self, _: &MetadataMap, _: &mut Extensions) -> Result<(), tonic::Status> {
+        Ok(())
+    }
+
+    async fn open(&self, _: Opening) -> Result<Feed, tonic::Status> {
+        let version = self.0.fetch_add(1, Ordering::Relaxed).to_string();
+        let (sender, resources) = watch::channel(Some(world(&[("a", &version)])));
+        Ok(Feed {
+            resources,
+            observer: Box::new(UntilVerdict(Some(sender))),
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_answers_and_ends_each_stream_is_asked_less_and_less() {
+    const FIRST: Duration = Duration::from_millis(8);
+    const STREAMS: usize = 7;
+
+    let service = AdsServer::service(Arc::new(Ending::default()), ServerTerms::default());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let server = tonic::transport::Server::builder().add_service(service);
+    let serving = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+
+    let dialled = Arc::new(Mutex::new(Vec::new()));
+    let times = dialled.clone();
+    let connect = move || {
+        times.lock().expect("no panic").push(Instant::now());
+        async move {
+            let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?;
+            Ok(Connection::from(endpoint.connect().await?))
+        }
+    };
+
+    let initial = vec![(CLUSTER.to_owned(), Subscription::wildcard())];
+    let (handle, mut events) = Client::spawn(ClientConfig {
+        backoff: Backoff {
+            first: FIRST,
+            longest: Duration::from_secs(60),
+        },
+        ..ClientConfig::new(connect, Node::default(), initial)
+    });
+    for _ in 0..STREAMS {
+        let answer = tokio::time::timeout(Duration::from_secs(20), update(&mut events));
+        let answer = answer.await.expect("an answer");
+        handle.ack(&answer.type_url, &answer.nonce);
+    }
+
+    // The delay doubles, and is at least half of its bound. Only health makes it short again.
+    let dialled = dialled.lock().expect("no panic");
+    let last = dialled[STREAMS - 1] - dialled[STREAMS - 2];
+    let bound = FIRST * (1 << (STREAMS - 2));
+    assert!(last >= bound / 2, "{last:?} after {} answers", STREAMS - 1);
+    serving.abort();
 }
