@@ -70,7 +70,7 @@ pub struct H1BodyIn<'a> {
     /// Its unread bytes.
     pub input: &'a mut Input,
     /// Where in the body we are.
-    pub reader: &'a mut BodyReader,
+    pub reader: &'a BodyReader,
     /// The peer waits for a 100 before it sends. Shared with the writer of the response: a final
     /// response that comes first makes it pointless.
     pub wants_continue: &'a Cell<bool>,

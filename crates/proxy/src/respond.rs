@@ -12,6 +12,7 @@ use meltemi_net::Buffers;
 
 use crate::body::{BodyIn, BodyOut};
 use crate::downstream::Downstream;
+use crate::http1::body::{BodyReader, DRAIN_BYTES};
 use crate::http1::codec;
 use crate::http2::heads;
 use crate::http2::send::{BodySender, Piece, SendBudget};
@@ -34,6 +35,8 @@ pub struct H1Responder<'a> {
     pub conn: &'a Downstream,
     /// Whether another request may follow; a response can decide otherwise.
     pub keep_alive: &'a Cell<bool>,
+    /// How much of the request's body has been read.
+    pub request_body: &'a BodyReader,
     /// The client still waits for a 100.
     pub wants_continue: &'a Cell<bool>,
     /// The request came with HTTP/1.0.
@@ -90,7 +93,10 @@ impl<'a> Responder<'a> {
                     to.keep_alive.set(false);
                 }
 
-                if to.conn.is_draining() {
+                // A client that is told in time does not send its next request behind the rest of a
+                // long body. Envoy: the response to a request that has not ended.
+                let is_long = !to.request_body.has_at_most(DRAIN_BYTES as u64);
+                if is_long || to.conn.is_draining() {
                     to.keep_alive.set(false);
                 }
                 codec::strip_hop_by_hop(head.fields_mut());

@@ -1,5 +1,6 @@
 //! Bodies of HTTP/1.1 messages, piece by piece and in place.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -14,6 +15,10 @@ use crate::io::Io;
 const MAX_EXTENSION_BYTES: usize = 16 * 1024;
 /// The trailer section.
 const MAX_TRAILER_BYTES: usize = 16 * 1024;
+
+/// What is left of a request body after its response is read and thrown away up to here; beyond,
+/// the connection ends.
+pub const DRAIN_BYTES: usize = 64 * 1024;
 
 /// Why a body could not be read to its end.
 #[derive(Debug, thiserror::Error)]
@@ -72,8 +77,8 @@ enum State {
 /// Where in a body we are. The bytes stay in the connection's [`Input`].
 #[derive(Debug)]
 pub struct BodyReader {
-    state: State,
-    extension_bytes: usize,
+    state: Cell<State>,
+    extension_bytes: Cell<usize>,
 }
 
 impl BodyReader {
@@ -90,20 +95,32 @@ impl BodyReader {
         };
 
         Self {
-            state,
-            extension_bytes: 0,
+            state: Cell::new(state),
+            extension_bytes: Cell::new(0),
         }
     }
 
     /// Whether the whole body has been used up.
     pub fn is_done(&self) -> bool {
-        self.state == State::Done
+        self.state.get() == State::Done
+    }
+
+    /// Whether the rest of the body is certainly so short.
+    pub fn has_at_most(&self, bytes: u64) -> bool {
+        match self.state.get() {
+            State::Done => true,
+            State::Data {
+                left,
+                chunked: false,
+            } => left <= bytes,
+            _ => false,
+        }
     }
 
     /// Makes payload available at the beginning of `input`: so many bytes, 0 at the end of the
     /// body.
     pub fn poll_ready(
-        &mut self,
+        &self,
         cx: &mut Context<'_>,
         io: &Io,
         input: &mut Input,
@@ -120,8 +137,8 @@ impl BodyReader {
                     };
 
                     if read == 0 {
-                        if self.state == State::UntilClose {
-                            self.state = State::Done;
+                        if self.state.get() == State::UntilClose {
+                            self.state.set(State::Done);
                             return Poll::Ready(Ok(0));
                         }
                         return Poll::Ready(Err(BodyError::Truncated));
@@ -132,27 +149,27 @@ impl BodyReader {
     }
 
     /// See [`BodyReader::poll_ready`]; cancellation-safe.
-    pub async fn ready(&mut self, io: &Io, input: &mut Input) -> Result<usize, BodyError> {
+    pub async fn ready(&self, io: &Io, input: &mut Input) -> Result<usize, BodyError> {
         poll_fn(|cx| self.poll_ready(cx, io, input)).await
     }
 
     /// Uses up `n` bytes of what [`BodyReader::poll_ready`] promised.
-    pub fn consume(&mut self, input: &mut Input, n: usize) {
+    pub fn consume(&self, input: &mut Input, n: usize) {
         input.consume(n);
-        if let State::Data { left, chunked } = self.state {
+        if let State::Data { left, chunked } = self.state.get() {
             let left = left.saturating_sub(n as u64);
-            self.state = match (left, chunked) {
+            self.state.set(match (left, chunked) {
                 (0, true) => State::DataCr,
                 (0, false) => State::Done,
                 _ => State::Data { left, chunked },
-            };
+            });
         }
     }
 
     /// Works through framing bytes. `None`: more bytes are needed.
-    pub(super) fn advance(&mut self, input: &mut Input) -> Result<Option<usize>, BodyError> {
+    pub(super) fn advance(&self, input: &mut Input) -> Result<Option<usize>, BodyError> {
         loop {
-            match self.state {
+            match self.state.get() {
                 State::Done => return Ok(Some(0)),
                 State::UntilClose => {
                     let n = input.bytes().len();
@@ -172,13 +189,13 @@ impl BodyReader {
             let Some(&byte) = input.bytes().first() else {
                 return Ok(None);
             };
-            self.state = self.framing_byte(byte)?;
+            self.state.set(self.framing_byte(byte)?);
             input.consume(1);
         }
     }
 
-    fn framing_byte(&mut self, byte: u8) -> Result<State, BodyError> {
-        Ok(match (self.state, byte) {
+    fn framing_byte(&self, byte: u8) -> Result<State, BodyError> {
+        Ok(match (self.state.get(), byte) {
             (State::Size { digits, size }, b) if b.is_ascii_hexdigit() => {
                 // 15 digits are an exabyte; a 17th would overflow.
                 if digits == 15 {
@@ -221,20 +238,20 @@ impl BodyReader {
         })
     }
 
-    fn count_extension_byte(&mut self) -> Result<(), BodyError> {
-        self.extension_bytes += 1;
-        if self.extension_bytes > MAX_EXTENSION_BYTES {
+    fn count_extension_byte(&self) -> Result<(), BodyError> {
+        self.extension_bytes.set(self.extension_bytes.get() + 1);
+        if self.extension_bytes.get() > MAX_EXTENSION_BYTES {
             return Err(BodyError::Malformed("chunk extensions are too long"));
         }
         Ok(())
     }
 
     /// Trailers are checked and dropped: Envoy does not forward them over HTTP/1.1 either.
-    fn trailers(&mut self, input: &mut Input) -> Result<Option<usize>, BodyError> {
+    fn trailers(&self, input: &mut Input) -> Result<Option<usize>, BodyError> {
         let bytes = input.bytes();
         if bytes.starts_with(b"\r\n") {
             input.consume(2);
-            self.state = State::Done;
+            self.state.set(State::Done);
             return Ok(Some(0));
         }
 
@@ -250,7 +267,7 @@ impl BodyReader {
                 }
 
                 input.consume(end + 4);
-                self.state = State::Done;
+                self.state.set(State::Done);
                 Ok(Some(0))
             }
             None if bytes.len() > MAX_TRAILER_BYTES => {
@@ -268,7 +285,7 @@ mod tests {
     use super::*;
 
     fn decode(pieces: &[&[u8]], framing: Framing) -> Result<(Vec<u8>, Vec<u8>), BodyError> {
-        let mut reader = BodyReader::new(framing);
+        let reader = BodyReader::new(framing);
         let (mut payload, mut waiting) = (Vec::new(), Vec::new());
         for piece in pieces {
             waiting.extend_from_slice(piece);

@@ -114,7 +114,7 @@ pub fn body(
     ends: &[usize],
     framing: Framing,
 ) -> (Vec<u8>, Result<Option<usize>, String>) {
-    let mut reader = BodyReader::new(framing);
+    let reader = BodyReader::new(framing);
     let (mut payload, mut waiting, mut from) = (Vec::new(), Vec::new(), 0);
     for end in ends {
         waiting.extend_from_slice(&bytes[from..*end]);

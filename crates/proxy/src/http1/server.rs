@@ -11,7 +11,7 @@ use meltemi_filters::{Cause, LocalReply};
 use meltemi_proxy_config::http::HttpConnectionManager;
 use tokio::time::Instant;
 
-use super::body::BodyReader;
+use super::body::{BodyReader, DRAIN_BYTES};
 use super::codec::{self, Limits, Refusal, RequestTerms};
 use super::input::Input;
 use crate::body::{BodyIn, H1BodyIn};
@@ -23,9 +23,6 @@ use crate::respond::{H1Responder, Responder, with_codec_flag};
 use crate::timer::LazyTimer;
 use crate::worker::Worker;
 
-/// What is left of a request body after its response is read and thrown away up to here; beyond,
-/// the connection ends.
-const DRAIN_BYTES: usize = 64 * 1024;
 /// How long reading that may take, and how long a closing connection waits for the next byte of a
 /// peer that still sends.
 const LINGER: Duration = Duration::from_secs(1);
@@ -88,7 +85,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
         let keep_alive = Cell::new(terms.keep_alive && goes_on(&http, &conn, waits.expires));
         let wants_continue =
             Cell::new(terms.expects_continue && terms.framing != codec::Framing::Empty);
-        let mut reader = BodyReader::new(terms.framing);
+        let reader = BodyReader::new(terms.framing);
         let http10 = head.version == meltemi_filters::head::HttpVersion::Http10;
         let buffers = worker.buffers.clone();
 
@@ -102,7 +99,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
             body: BodyIn::H1(H1BodyIn {
                 io: &io,
                 input: &mut input,
-                reader: &mut reader,
+                reader: &reader,
                 wants_continue: &wants_continue,
                 lent: 0,
             }),
@@ -110,6 +107,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
                 io: &io,
                 conn: &conn,
                 keep_alive: &keep_alive,
+                request_body: &reader,
                 wants_continue: &wants_continue,
                 http10,
                 buffers: &buffers,
@@ -120,7 +118,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
         match ended {
             Ended::Whole if keep_alive.get() => {
                 // The next request must not be read from this one's body.
-                if !reader.is_done() && !drain(&io, &mut input, &mut reader).await {
+                if !reader.is_done() && !drain(&io, &mut input, &reader).await {
                     linger(&io, &mut input).await;
                     break;
                 }
@@ -278,6 +276,7 @@ async fn refuse(
         io,
         conn,
         keep_alive: &keep_alive,
+        request_body: &BodyReader::new(codec::Framing::Empty),
         wants_continue: &wants_continue,
         http10: false,
         buffers: &buffers,
@@ -288,7 +287,7 @@ async fn refuse(
 }
 
 /// Reads the rest of a body; `false` if it is too long or too slow.
-async fn drain(io: &Io, input: &mut Input, reader: &mut BodyReader) -> bool {
+async fn drain(io: &Io, input: &mut Input, reader: &BodyReader) -> bool {
     let mut left = DRAIN_BYTES;
     let drained = tokio::time::timeout(LINGER, async {
         loop {

@@ -326,9 +326,9 @@ impl<'a> Fetch<'a> {
 
         self.phase.set(Phase::Body);
         let keep_alive = start.terms.keep_alive;
-        let mut reader = BodyReader::new(start.terms.framing);
+        let reader = BodyReader::new(start.terms.framing);
         let no_continue = Cell::new(false);
-        let mut from = source.body(start, &mut reader, &no_continue);
+        let mut from = source.body(start, &reader, &no_continue);
         let body = read_body(&mut from, self.response_body).await?;
         let trailers = from.trailers().await.map_err(Failed::Body)?;
 

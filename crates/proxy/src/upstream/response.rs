@@ -105,7 +105,7 @@ impl<'u> ResponseSource<'u> {
     pub fn body<'b>(
         self,
         start: ResponseStart,
-        reader: &'b mut BodyReader,
+        reader: &'b BodyReader,
         no_continue: &'b Cell<bool>,
     ) -> BodyIn<'b>
     where

@@ -36,6 +36,32 @@ async fn an_early_answer_reaches_a_client_that_is_still_sending() {
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
 }
 
+/// Whoever pools connections does not send another request behind the rest of a long body.
+#[tokio::test]
+async fn an_early_answer_to_a_long_body_tells_that_the_connection_ends() {
+    let (_running, at) = simple(peers::nobody().await).await;
+    let ask = async |framing: &str, body: &[u8]| {
+        let mut client = Client::connect(at).await;
+        client
+            .send(format!("POST / HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n"))
+            .await;
+        let (head, _) = client.receive().await.expect("an early answer");
+        client.send(body).await;
+        (head.contains("\r\nconnection: close\r\n"), client)
+    };
+
+    for framing in ["content-length: 100000", "transfer-encoding: chunked"] {
+        let (closes, _) = ask(framing, b"").await;
+        assert!(closes, "{framing}");
+    }
+
+    // A short one is read to its end, and the next request follows it.
+    let (closes, mut client) = ask("content-length: 1000", &[b'x'; 1000]).await;
+    assert!(!closes);
+    let (head, _) = client.ask("GET / HTTP/1.1\nhost: a\n\n").await;
+    assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+}
+
 #[tokio::test]
 async fn answers_have_larger_heads_than_requests() {
     let up = peers::http_server(|head, _| {

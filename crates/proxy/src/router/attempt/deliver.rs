@@ -131,7 +131,7 @@ impl Attempt<'_, '_> {
 
         let (keep_alive, upstream) = (start.terms.keep_alive, start.terms.framing);
         let status = exchange.response.status;
-        let mut reader = BodyReader::new(upstream);
+        let reader = BodyReader::new(upstream);
         let no_continue = Cell::new(false);
         let mut from = match source {
             // A response without body brings none, whatever the stream still holds: a client could
@@ -142,7 +142,7 @@ impl Attempt<'_, '_> {
             {
                 BodyIn::Empty
             }
-            source => source.body(start, &mut reader, &no_continue),
+            source => source.body(start, &reader, &no_continue),
         };
 
         let decision = forwarding.plan.decision;
