@@ -6,8 +6,8 @@ use meltemi_proto::pack;
 use crate::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use crate::envoy::extensions::transport_sockets::tls::v3 as tls;
 use crate::envoy::tls::{
-    DEFAULT_SECRET, ROOT_SECRET, agent_secret, alpn, any_name, downstream_socket, mesh_parameters,
-    pushed_secret, raw_socket, upstream_socket, uri_name, uri_prefix, validation,
+    DEFAULT_SECRET, ROOT_SECRET, agent_secret, alpn, any_name, downstream_socket, file_secret,
+    mesh_parameters, pushed_secret, raw_socket, upstream_socket, uri_name, uri_prefix, validation,
 };
 use crate::envoy::value::{boolv, text_struct, transport_socket};
 use crate::envoy::{cluster, core, wkt};
@@ -58,7 +58,7 @@ pub(crate) enum SecretName {
 impl SecretName {
     fn config(&self) -> tls::SdsSecretConfig {
         match self {
-            Self::Agent(name) => agent_secret(name),
+            Self::Agent(name) => file_secret(name),
             Self::Pushed(name) => pushed_secret(name),
         }
     }

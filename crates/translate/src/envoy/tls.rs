@@ -20,7 +20,19 @@ pub(crate) const ROOT_SECRET: &str = "ROOTCA";
 pub(crate) fn agent_secret(name: &str) -> tls::SdsSecretConfig {
     tls::SdsSecretConfig {
         name: name.to_owned(),
-        sds_config: sds_grpc(),
+        sds_config: sds_grpc(0),
+    }
+}
+
+/// Seconds that a listener or cluster waits for a secret from files.
+const FILE_WAIT: u64 = 5;
+
+/// A secret that the agent reads from files. The files may be missing for ever, and Envoy takes no
+/// other cluster while it waits for one.
+pub(crate) fn file_secret(name: &str) -> tls::SdsSecretConfig {
+    tls::SdsSecretConfig {
+        name: name.to_owned(),
+        sds_config: sds_grpc(FILE_WAIT),
     }
 }
 

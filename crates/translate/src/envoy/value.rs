@@ -126,8 +126,9 @@ pub(crate) fn ads() -> Option<core::ConfigSource> {
     })
 }
 
-/// Secrets from the agent, by the bootstrap's cluster `sds-grpc`.
-pub(crate) fn sds_grpc() -> Option<core::ConfigSource> {
+/// Secrets from the agent, by the bootstrap's cluster `sds-grpc`. Their listener or cluster waits for
+/// `seconds_at_most`; 0: however long it takes.
+pub(crate) fn sds_grpc(seconds_at_most: u64) -> Option<core::ConfigSource> {
     use core::config_source::ConfigSourceSpecifier;
     use core::grpc_service::{EnvoyGrpc, TargetSpecifier};
 
@@ -147,7 +148,7 @@ pub(crate) fn sds_grpc() -> Option<core::ConfigSource> {
                 ..Default::default()
             },
         )),
-        initial_fetch_timeout: seconds(0),
+        initial_fetch_timeout: seconds(seconds_at_most),
         resource_api_version: core::ApiVersion::V3 as i32,
         ..Default::default()
     })
