@@ -4,7 +4,7 @@
 //! and whatever validation still takes is translated, and compiled as each proxy does.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -115,6 +115,12 @@ const NUMBERS: &[i64] = &[
     2_147_483_647,
     4_294_967_295,
 ];
+
+/// How many objects are damaged, or `MELTEMI_ROUNDS` of them, to look for more.
+fn rounds(usual: usize) -> usize {
+    let asked = std::env::var("MELTEMI_ROUNDS").ok();
+    asked.and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
 
 struct Random(u64);
 
@@ -296,7 +302,7 @@ fn what_validation_takes_our_proxy_takes() {
     let mut taken = 0;
 
     let proxies = proxies(true);
-    for _ in 0..1500 {
+    for _ in 0..rounds(1500) {
         let Some((text, tables)) = mutant(&corpus, &mut random) else {
             continue;
         };
@@ -309,6 +315,18 @@ fn what_validation_takes_our_proxy_takes() {
     assert!(taken > 200, "only {taken} mutants are valid");
 }
 
+/// The files below a folder that hold YAML.
+fn yaml_files(folder: &Path, out: &mut Vec<PathBuf>) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    for path in entries.map(|entry| entry.expect("an entry").path()) {
+        if path.is_dir() {
+            yaml_files(&path, out);
+        } else if path.extension().is_some_and(|ending| ending == "yaml") {
+            out.push(path);
+        }
+    }
+}
+
 /// The objects of Istio's samples, file by file, with the services of bookinfo before them.
 fn samples(folder: &Path) -> Vec<Vec<Arc<Object>>> {
     let read = |path: &Path| {
@@ -318,19 +336,8 @@ fn samples(folder: &Path) -> Vec<Vec<Arc<Object>>> {
     };
 
     let bookinfo = read(&folder.join("bookinfo/platform/kube/bookinfo.yaml"));
-    let mut files: Vec<_> = [
-        "bookinfo/networking",
-        "security",
-        "httpbin",
-        "helloworld",
-        "tcp-echo",
-    ]
-    .iter()
-    .filter_map(|inner| std::fs::read_dir(folder.join(inner)).ok())
-    .flatten()
-    .map(|entry| entry.expect("an entry").path())
-    .filter(|path| path.extension().is_some_and(|ending| ending == "yaml"))
-    .collect();
+    let mut files = Vec::new();
+    yaml_files(folder, &mut files);
     files.sort();
 
     files
@@ -341,6 +348,34 @@ fn samples(folder: &Path) -> Vec<Vec<Arc<Object>>> {
         .collect()
 }
 
+/// Proxies that most of the samples are for, ours or stock Envoy.
+fn sample_proxies(is_meltemi: bool) -> Vec<Proxy> {
+    let sidecars = [
+        ("productpage", "bookinfo-productpage"),
+        ("reviews", "bookinfo-reviews"),
+        ("httpbin", "httpbin"),
+    ];
+    let sidecars = sidecars.map(|(app, account)| {
+        super::proxy(
+            &format!("sidecar~10.44.0.2~{app}-1.default~default.svc.cluster.local"),
+            account,
+            &[("app", app), ("version", "v1")],
+        )
+    });
+    let gateway = super::proxy(
+        "router~10.44.0.9~entry-1.istio-system~istio-system.svc.cluster.local",
+        "entry",
+        &[("istio", "ingressgateway")],
+    );
+
+    let all = sidecars.into_iter().chain([gateway]);
+    all.map(|proxy| Proxy {
+        is_meltemi,
+        ..proxy
+    })
+    .collect()
+}
+
 #[test]
 fn what_validation_takes_of_damaged_samples_our_proxy_takes() {
     let Some(folder) = meltemi_testkit::shared_or_skip("istio/samples") else {
@@ -349,29 +384,19 @@ fn what_validation_takes_of_damaged_samples_our_proxy_takes() {
 
     let (samples, mut random) = (samples(&folder), Random::new());
     assert!(samples.len() > 10, "only {} samples", samples.len());
-    let page = [("app", "productpage"), ("version", "v1")];
-    let proxies = [
-        super::proxy(
-            "sidecar~10.44.0.2~page-1.default~default.svc.cluster.local",
-            "bookinfo-productpage",
-            &page,
-        ),
-        super::proxy(
-            "router~10.44.0.9~entry-1.istio-system~istio-system.svc.cluster.local",
-            "entry",
-            &[("istio", "ingressgateway")],
-        ),
-    ];
-
+    let proxies = sample_proxies(true);
     let compiler = Compiler::default();
     let mut taken = 0;
-    for _ in 0..2500 {
+    for _ in 0..rounds(2500) {
         let sample = random.of(&samples);
         let Some((text, tables)) = mutant(sample, &mut random) else {
             continue;
         };
         taken += 1;
-        let refused = compile(&compiler, &translated(&tables, &proxies[taken % 2]));
+        let refused = compile(
+            &compiler,
+            &translated(&tables, &proxies[taken % proxies.len()]),
+        );
         assert!(refused.is_empty(), "{refused:#?}\nafter\n{text}");
     }
 
@@ -436,6 +461,33 @@ impl Heap {
     }
 }
 
+/// Has Envoy read what its proxies get of each mutant, many at once.
+fn check_in_envoy(envoy: &Path, all: &[(String, Tables)], proxies: &[Proxy]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("mutants.pb");
+    let heap_of = |mutants: &[(String, Tables)]| {
+        let mut heap = Heap::default();
+        for (_, tables) in mutants {
+            for proxy in proxies {
+                heap.add(&translated(tables, proxy));
+            }
+        }
+        heap
+    };
+
+    for mutants in all.chunks(100) {
+        let Err(whole) = heap_of(mutants).verdict(envoy, &file) else {
+            continue;
+        };
+        for one in mutants {
+            if let Err(said) = heap_of(std::slice::from_ref(one)).verdict(envoy, &file) {
+                panic!("{said}\nafter\n{}", one.0);
+            }
+        }
+        panic!("together only: {whole}");
+    }
+}
+
 #[test]
 fn what_validation_takes_envoy_takes() {
     let Some(envoy) = envoy() else {
@@ -446,34 +498,34 @@ fn what_validation_takes_envoy_takes() {
         return;
     };
 
-    let folder = tempfile::tempdir().expect("a folder");
-    let file = folder.path().join("mutants.pb");
     let (corpus, mut random) = (corpus(), Random::new());
-    let [sidecar, gateway] = proxies(false);
-
-    let all: Vec<(String, Tables)> = (0..1500)
+    let all: Vec<(String, Tables)> = (0..rounds(1500))
         .filter_map(|_| mutant(&corpus, &mut random))
         .collect();
     assert!(all.len() > 200, "only {} mutants are valid", all.len());
+    check_in_envoy(&envoy, &all, &proxies(false));
+}
 
-    let heap_of = |mutants: &[(String, Tables)]| {
-        let mut heap = Heap::default();
-        for (_, tables) in mutants {
-            heap.add(&translated(tables, &sidecar));
-            heap.add(&translated(tables, &gateway));
-        }
-        heap
+#[test]
+fn what_validation_takes_of_damaged_samples_envoy_takes() {
+    let Some(envoy) = envoy() else {
+        super::skip(
+            "what_validation_takes_of_damaged_samples_envoy_takes",
+            "there is no Envoy (cargo xtask peers)",
+        );
+        return;
+    };
+    let Some(folder) = meltemi_testkit::shared_or_skip("istio/samples") else {
+        return;
     };
 
-    for mutants in all.chunks(100) {
-        let Err(whole) = heap_of(mutants).verdict(&envoy, &file) else {
-            continue;
-        };
-        for one in mutants {
-            if let Err(said) = heap_of(std::slice::from_ref(one)).verdict(&envoy, &file) {
-                panic!("{said}\nafter\n{}", one.0);
-            }
-        }
-        panic!("together only: {whole}");
-    }
+    let (samples, mut random) = (samples(&folder), Random::new());
+    let all: Vec<(String, Tables)> = (0..rounds(1500))
+        .filter_map(|_| {
+            let sample = random.of(&samples).clone();
+            mutant(&sample, &mut random)
+        })
+        .collect();
+    assert!(all.len() > 100, "only {} mutants are valid", all.len());
+    check_in_envoy(&envoy, &all, &sample_proxies(false));
 }
