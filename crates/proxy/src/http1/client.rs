@@ -17,14 +17,14 @@ pub const MAX_INTERIM: usize = 16;
 /// Why no response came.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The connection failed.
+    /// The connection failed before the first byte of a response.
     #[error("{0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// The connection ended before the first byte of a response.
     #[error("connection closed before a response")]
     Closed,
-    /// The connection ended inside a head.
-    #[error("connection closed inside a response head")]
+    /// The connection ended or failed inside a head, or after an interim response.
+    #[error("connection ended inside a response head")]
     Truncated,
     /// The upstream broke the protocol.
     #[error("malformed response: {}", .0.details)]
@@ -98,13 +98,12 @@ pub async fn read_head(
             }
         }
 
-        let began = !input.is_empty();
-        if input.fill(io).await? == 0 {
-            return Err(if began {
-                ReadError::Truncated
-            } else {
-                ReadError::Closed
-            });
+        let began = !input.is_empty() || interim > 0;
+        match input.fill(io).await {
+            Ok(0) | Err(_) if began => return Err(ReadError::Truncated),
+            Ok(0) => return Err(ReadError::Closed),
+            Err(error) => return Err(ReadError::Io(error)),
+            Ok(_) => {}
         }
     }
 }

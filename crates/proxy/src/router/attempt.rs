@@ -118,7 +118,7 @@ pub struct Attempt<'a, 'c> {
 pub struct Progress {
     received: Cell<u64>,
     sent: Cell<u64>,
-    is_uploaded: Cell<bool>,
+    uploaded_at: Cell<Option<Instant>>,
     write_error: Cell<Option<String>>,
 }
 
@@ -131,11 +131,16 @@ impl Progress {
         }
     }
 
+    /// Whether the request has been sent to its end.
+    fn is_uploaded(&self) -> bool {
+        self.uploaded_at.get().is_some()
+    }
+
     /// Notes what has happened until now in the record.
     pub fn note(&self, info: &StreamInfo) {
         info.received.set(self.received.get());
-        if self.is_uploaded.get() && info.request_end.get().is_none() {
-            info.request_end.set(Some(Instant::now()));
+        if info.request_end.get().is_none() {
+            info.request_end.set(self.uploaded_at.get());
         }
     }
 }

@@ -17,7 +17,7 @@ use super::headers::rewrite_host;
 use super::retry::{Retries, Verdict};
 use super::{Reply, reply};
 use crate::exchange::state::{Ended, Exchange};
-use crate::upstream::carrier::{Carrier, is_idempotent};
+use crate::upstream::carrier::Carrier;
 use crate::upstream::cluster::{PickRequest, WorkerHost};
 use crate::upstream::live::epoch_ms;
 use crate::upstream::outlier::HostResult;
@@ -52,17 +52,13 @@ pub async fn attempts(
             AttemptEnd::Failed(failure) => {
                 note_failure(forwarding, exchange, &host, &failure);
                 match after_failure(forwarding, retries, head, &failure) {
-                    Next::Resend => {
-                        // It does not count as an attempt of its own.
-                        exchange.info.attempts -= 1;
-                        continue;
-                    }
+                    Next::Resend => continue,
                     Next::Retry => {}
                     Next::GiveUp(verdict) => {
                         if let Some(flag) = verdict.flag() {
                             exchange.info.state.flags.insert(flag);
                         }
-                        return Err(failure.reply(retries.done()));
+                        return Err(failure.reply(exchange.info.attempts > 1));
                     }
                 }
             }
@@ -225,7 +221,7 @@ fn note_failure(
 
 /// What follows a failed attempt.
 enum Next {
-    /// The same attempt on another connection.
+    /// Another attempt, which the policy does not ask for, without a pause.
     Resend,
     /// Another attempt, which has been granted.
     Retry,
@@ -242,9 +238,6 @@ fn after_failure(
     if !forwarding.is_replayable() {
         return Next::GiveUp(Verdict::NotWanted);
     }
-    if retries.may_resend(failure.resend, is_idempotent(head.method())) {
-        return Next::Resend;
-    }
 
     let verdict = decide(forwarding, retries, |policy| {
         let kind = failure.kind;
@@ -253,6 +246,7 @@ fn after_failure(
 
     match verdict {
         Verdict::Granted => Next::Retry,
+        Verdict::NotWanted if retries.may_resend(failure.resend, head.method()) => Next::Resend,
         verdict => Next::GiveUp(verdict),
     }
 }
@@ -280,7 +274,7 @@ async fn pause(
     if let Some(limit) = limit {
         limit.count(&forwarding.cluster.counts);
         let label = forwarding.plan.label();
-        return Err(Failure::limit(limit, label, clocks).reply(0));
+        return Err(Failure::limit(limit, label, clocks).reply(false));
     }
 
     let suppress = forwarding.router.suppress_envoy_headers;

@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use meltemi_filters::ResponseFlag;
 use meltemi_proxy_config::cluster::RetryBudget;
 use meltemi_proxy_config::route::RetryPolicy;
 
+use crate::upstream::carrier::may_resend;
 use crate::upstream::live::{ClusterLive, Permit, Resource};
 
 /// Whether a failed request may be sent again, since nothing of it has had an effect.
@@ -14,9 +16,9 @@ use crate::upstream::live::{ClusterLive, Permit, Resource};
 pub enum Resend {
     /// It may have had one.
     No,
-    /// A pooled connection was found closed before it had answered anything. RFC 9112 §9.3.1: a
-    /// client may send an idempotent request again.
-    IfIdempotent,
+    /// A pooled connection ended before it had answered anything, so long after the last byte of
+    /// the request. RFC 9112 §9.3.1: a client may send an idempotent request again.
+    Stale(Duration),
     /// The upstream says that it has not looked at the request.
     Always,
 }
@@ -125,11 +127,12 @@ impl<'a> Retries<'a> {
         Verdict::Granted
     }
 
-    /// Whether a request is sent again, outside the policy and once only.
-    pub fn may_resend(&mut self, resend: Resend, is_idempotent: bool) -> bool {
+    /// Whether a request is sent again, outside the policy and once only. Ask the policy first: a
+    /// failure that it names is retried within its `num_retries`.
+    pub fn may_resend(&mut self, resend: Resend, method: &str) -> bool {
         let may = match resend {
             Resend::No => false,
-            Resend::IfIdempotent => is_idempotent,
+            Resend::Stale(after) => may_resend(method, after),
             Resend::Always => true,
         };
         let resends = may && !self.is_resent;
@@ -167,8 +170,6 @@ pub fn place(live: &Arc<ClusterLive>, budget: Option<RetryBudget>, high: bool) -
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use meltemi_proxy_config::route::RetryOn;
 
     use super::*;
@@ -253,15 +254,17 @@ mod tests {
 
     #[test]
     fn a_request_is_resent_once_and_only_where_that_does_no_harm() {
+        let (soon, late) = (Resend::Stale(Duration::ZERO), Duration::from_secs(1));
         let mut retries = Retries::new(None);
-        assert!(!retries.may_resend(Resend::No, true));
-        assert!(!retries.may_resend(Resend::IfIdempotent, false));
-        assert!(retries.may_resend(Resend::IfIdempotent, true));
-        assert!(!retries.may_resend(Resend::IfIdempotent, true));
+        assert!(!retries.may_resend(Resend::No, "GET"));
+        assert!(!retries.may_resend(soon, "DELETE"));
+        assert!(!retries.may_resend(Resend::Stale(late), "GET"));
+        assert!(retries.may_resend(soon, "GET"));
+        assert!(!retries.may_resend(soon, "GET"));
 
         let mut retries = Retries::new(None);
-        assert!(retries.may_resend(Resend::Always, false));
-        assert!(!retries.may_resend(Resend::Always, false), "once only");
+        assert!(retries.may_resend(Resend::Always, "POST"));
+        assert!(!retries.may_resend(Resend::Always, "POST"), "once only");
     }
 
     #[test]

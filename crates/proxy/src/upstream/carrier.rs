@@ -1,7 +1,7 @@
 //! The connection or stream that carries one request to an endpoint.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use h2::client::ResponseFuture;
 use meltemi_filters::head::{HttpVersion, Known, RequestHead};
@@ -160,12 +160,16 @@ impl Carrier {
     }
 }
 
-/// Whether a request has the same effect when it is sent twice. RFC 9110 §9.2.2.
-pub fn is_idempotent(method: &str) -> bool {
-    matches!(
-        method,
-        "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE"
-    )
+/// A pooled connection that ends so soon after the request was closed before the request arrived.
+/// One that ends later may have ended because of the request.
+const STALE: Duration = Duration::from_millis(200);
+
+/// Whether a request may be sent again after its pooled connection ended without a byte of an
+/// answer, `after` the last byte was sent. RFC 9110 §9.2.2 allows it for every idempotent method;
+/// an application whose PUT or DELETE is not idempotent would still act twice, so only safe methods
+/// are sent again.
+pub fn may_resend(method: &str, after: Duration) -> bool {
+    matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE") && after < STALE
 }
 
 /// Writes a request's head for HTTP/1.1, to its end; whether the body goes in chunks.
@@ -183,4 +187,21 @@ fn write_head(head: &RequestHead, bodyless: bool, upgrade: bool, out: &mut Vec<u
     end_head(out, chunked, false);
 
     chunked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_safe_requests_are_sent_again_and_only_at_once() {
+        let (soon, late) = (Duration::from_millis(199), Duration::from_millis(200));
+        for method in ["GET", "HEAD", "OPTIONS", "TRACE"] {
+            assert!(may_resend(method, soon), "{method}");
+            assert!(!may_resend(method, late), "{method}");
+        }
+        for method in ["PUT", "DELETE", "POST", "PATCH", "get"] {
+            assert!(!may_resend(method, Duration::ZERO), "{method}");
+        }
+    }
 }

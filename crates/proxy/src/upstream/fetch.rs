@@ -1,8 +1,8 @@
 //! Requests of the proxy's own: one request to a cluster, one whole response.
 //!
 //! They use the cluster's pools, circuit breakers, balancer and outlier detection as forwarded
-//! requests do. They have no retries but one: an idempotent request is sent again if its pooled
-//! connection turns out to be closed.
+//! requests do. They have no retries but one: a safe request is sent again if its pooled connection
+//! turns out to be closed.
 
 #[cfg(test)]
 mod tests;
@@ -22,7 +22,7 @@ use http::HeaderMap;
 use meltemi_filters::head::{HttpVersion, RequestHead, ResponseHead};
 
 use super::acquire::{ConnectRequest, NO_NAME, NotAcquired};
-use super::carrier::{Carrier, NotOpened, is_idempotent};
+use super::carrier::{Carrier, NotOpened, may_resend};
 use super::cluster::{PickRequest, WorkerCluster, WorkerHost};
 use super::live::{Resource, epoch_ms};
 use super::outlier::HostResult;
@@ -277,10 +277,12 @@ impl<'a> Fetch<'a> {
             let carrier = carrier.map_err(|error| not_opened(&error))?;
             let reused = carrier.is_reused();
 
+            // Sent at once: the small bodies of such requests take no time to upload.
+            let sent_at = Instant::now();
             match self.exchange(carrier).await {
                 // RFC 9112 §9.3.1: a client may send an idempotent request again by itself.
                 Err(Failed::NoResponse(NoResponse::H1(ReadError::Closed | ReadError::Io(_))))
-                    if reused && !is_again && is_idempotent(self.head.method()) =>
+                    if reused && !is_again && may_resend(self.head.method(), sent_at.elapsed()) =>
                 {
                     is_again = true;
                 }

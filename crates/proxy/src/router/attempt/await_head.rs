@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use super::failure::{Failure, read_failure};
 use super::send::UploadEnd;
@@ -47,7 +48,7 @@ impl Attempt<'_, '_> {
             }
             First::Limit(limit) => {
                 // The rest of the client's body must not be read as another request.
-                if !self.progress.is_uploaded.get() {
+                if !self.progress.is_uploaded() {
                     responder.close_after();
                 }
                 let forwarding = self.forwarding;
@@ -89,6 +90,12 @@ impl Attempt<'_, '_> {
         .await
     }
 
+    /// How long ago the request was sent to its end, or begun if it was not.
+    fn since_last_byte(&self) -> Duration {
+        let at = self.progress.uploaded_at.get();
+        at.unwrap_or(self.started).elapsed()
+    }
+
     fn no_response(&self, error: NoResponse, nothing_sent: bool) -> Failure {
         read_failure(
             &self.forwarding.plan.cluster_name,
@@ -96,7 +103,7 @@ impl Attempt<'_, '_> {
             error,
             self.progress.write_error.take(),
             nothing_sent,
-            self.reused,
+            self.reused.then(|| self.since_last_byte()),
         )
     }
 }

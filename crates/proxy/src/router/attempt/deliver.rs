@@ -189,7 +189,7 @@ impl Attempt<'_, '_> {
             exchange.worker.buffers.give(std::mem::take(head));
         }
         let ended = conclude(forwarding, host, exchange, &mut out, end);
-        let is_whole = ended == Ended::Whole && progress.is_uploaded.get();
+        let is_whole = ended == Ended::Whole && progress.is_uploaded();
 
         Ok(Delivered {
             ended,

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
@@ -89,8 +90,8 @@ impl Failure {
         }
     }
 
-    /// The answer, in Envoy's words.
-    pub fn reply(self, retries: u32) -> Box<LocalReply> {
+    /// The answer, in Envoy's words. `is_retried`: this attempt was not the first.
+    pub fn reply(self, is_retried: bool) -> Box<LocalReply> {
         let (status, body, details): (u16, Cow<'static, str>, Cow<'static, str>) = match self.limit
         {
             Some((limit, slow)) => {
@@ -106,7 +107,7 @@ impl Failure {
                 (400, "Bad Request".into(), "http1.codec_error".into())
             }
             None => {
-                let how = if retries > 0 {
+                let how = if is_retried {
                     "retried and the latest reset reason: "
                 } else {
                     "reset reason: "
@@ -151,14 +152,15 @@ impl Failure {
     }
 }
 
-/// No response head came.
+/// No response head came. `stale`: the connection carried another request before, and ended so long
+/// after the last byte of this one.
 pub(super) fn read_failure(
     cluster: &Arc<str>,
     host: &WorkerHost,
     error: NoResponse,
     write_error: Option<String>,
     nothing_sent: bool,
-    reused: bool,
+    stale: Option<Duration>,
 ) -> Failure {
     match error {
         NoResponse::H2(error) => h2_failure(cluster, host, &error),
@@ -187,10 +189,9 @@ pub(super) fn read_failure(
             error.to_string(),
         ),
         NoResponse::H1(error) => {
-            let is_stale = reused && matches!(error, ReadError::Closed | ReadError::Io(_));
-            let resend = match is_stale {
-                true => Resend::IfIdempotent,
-                false => Resend::No,
+            let resend = match (stale, &error) {
+                (Some(after), ReadError::Closed | ReadError::Io(_)) => Resend::Stale(after),
+                _ => Resend::No,
             };
 
             // Once a byte has gone out the upstream may have acted on it.

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use meltemi_net::Buffers;
@@ -44,7 +45,7 @@ pub fn upload<'u>(
         let messages = messages.as_deref();
         match send_body(forwarding, body, &mut up, progress, messages).await {
             Ok(()) => {
-                progress.is_uploaded.set(true);
+                progress.uploaded_at.set(Some(Instant::now()));
                 forwarding.clocks.uploaded();
                 if let BodyOut::H1 { head, .. } = &mut up {
                     buffers.give(std::mem::take(head));

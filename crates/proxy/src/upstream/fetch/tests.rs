@@ -167,7 +167,7 @@ fn a_response_is_whole_and_its_connection_is_used_again() {
 }
 
 #[test]
-fn a_pooled_connection_that_was_closed_costs_an_idempotent_request_nothing() {
+fn a_pooled_connection_that_was_closed_costs_a_safe_request_nothing() {
     // The second answer is none: the server closes after it has read the request.
     let (at, asked) = http1(&[&[OK, ""], &[OK]]);
     run(async {

@@ -1,7 +1,8 @@
 //! Upstreams that end a connection under a request: it is sent again only whole, and only where
-//! nothing of it has arrived, or where it may arrive twice.
+//! nothing of it has arrived, or where it is safe that it arrives twice.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use meltemi_proto::envoy::config::route::v3 as route;
 use meltemi_proto::google::protobuf::UInt32Value;
@@ -69,11 +70,12 @@ async fn a_body_that_was_not_kept_is_not_left_out_of_a_second_attempt() {
             "POST /nothing HTTP/1.1\nhost: a\ncontent-length: 0\n\n",
             "503",
         ),
-        // Without a body it is the same request once more.
+        // What is idempotent on paper may act twice.
         (
             "PUT /nothing HTTP/1.1\nhost: a\ncontent-length: 0\n\n",
-            "200",
+            "503",
         ),
+        ("DELETE /nothing HTTP/1.1\nhost: a\n\n", "503"),
         ("GET /nothing HTTP/1.1\nhost: a\n\n", "200"),
     ];
 
@@ -91,6 +93,80 @@ async fn a_body_that_was_not_kept_is_not_left_out_of_a_second_attempt() {
 
         let times = std::iter::from_fn(|| arrived.try_recv().ok()).count();
         assert_eq!(times, if status == "200" { 2 } else { 1 }, "{request}");
+    }
+}
+
+/// Serves one request on its first connection, reads another, says `last` and ends after `pause`.
+/// All other connections repeat the head of each request.
+async fn ending(pause: Duration, last: &'static [u8]) -> SocketAddr {
+    peers::server(move |mut stream, number| async move {
+        let mut waiting = Vec::new();
+        if number == 0 {
+            peers::read_message(&mut stream, &mut waiting).await;
+            let _ = stream.write_all(OK).await;
+            peers::read_message(&mut stream, &mut waiting).await;
+            let _ = stream.write_all(last).await;
+            tokio::time::sleep(pause).await;
+            meltemi_net::socket::reset_on_close(&stream);
+            return;
+        }
+
+        while let Some((head, _)) = peers::read_message(&mut stream, &mut waiting).await {
+            let length = head.len();
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{head}");
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_stale_connection_costs_an_attempt_and_what_the_application_may_have_seen_is_not_resent()
+{
+    let (at_once, later) = (Duration::ZERO, Duration::from_millis(300));
+    let resets = |retries: u32| route::RetryPolicy {
+        retry_on: "reset".into(),
+        num_retries: Some(UInt32Value { value: retries }),
+        ..Default::default()
+    };
+
+    for (name, method, pause, last, policy, status) in [
+        ("stale", "GET", at_once, &b""[..], None, "200"),
+        ("by policy", "GET", at_once, b"", Some(resets(1)), "200"),
+        ("no retries", "GET", at_once, b"", Some(resets(0)), "503"),
+        ("unsafe", "DELETE", at_once, b"", None, "503"),
+        ("late", "GET", later, b"", None, "503"),
+        ("half a head", "GET", at_once, b"HTTP/1.1 2", None, "503"),
+        (
+            "hints",
+            "GET",
+            at_once,
+            b"HTTP/1.1 103 Hints\r\n\r\n",
+            None,
+            "503",
+        ),
+    ] {
+        let up = ending(pause, last).await;
+        let mut routes = table("r", vec![forward("/", "up")]);
+        routes.virtual_hosts[0].include_request_attempt_count = true;
+        routes.virtual_hosts[0].retry_policy = policy;
+        let manager = manager(inline(routes));
+        let running = Running::with(
+            vec![static_cluster("up", &[up])],
+            vec![listener("in", vec![http_chain(&manager)])],
+        )
+        .await;
+
+        let mut client = Client::connect(running.at("in").await).await;
+        assert_eq!(client.ask("GET / HTTP/1.1\nhost: a\n\n").await.1, "ok");
+        let request = format!("{method} / HTTP/1.1\nhost: a\n\n");
+        let (head, body) = soon(client.ask(&request)).await;
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{name}: {head}{body}"
+        );
+        let counted = body.contains("x-envoy-attempt-count: 2\r\n");
+        assert_eq!(counted, status == "200", "{name}: {body}");
     }
 }
 
@@ -275,10 +351,24 @@ async fn refusing(first: usize) -> (SocketAddr, mpsc::UnboundedReceiver<()>) {
 /// RFC 9113 §8.7: nothing of a refused stream was processed, so that even a POST may go again. Its
 /// body is not kept for that.
 #[tokio::test]
-async fn a_refused_stream_is_sent_again_once() {
-    for (refusals, status, attempts) in [(1, "200", 2), (2, "503", 2)] {
+async fn a_refused_stream_is_sent_again_once_or_as_often_as_the_policy_says() {
+    // A policy that names the failure has its own number of attempts, and none is added to them.
+    let policy = |retries| route::RetryPolicy {
+        retry_on: "refused-stream".into(),
+        num_retries: Some(UInt32Value { value: retries }),
+        ..Default::default()
+    };
+    for (refusals, policy, status, attempts) in [
+        (1, None, "200", 2),
+        (2, None, "503", 2),
+        (1, Some(policy(1)), "200", 2),
+        (2, Some(policy(1)), "503", 2),
+        (2, Some(policy(2)), "200", 3),
+        (1, Some(policy(0)), "503", 1),
+    ] {
         let (up, mut arrived) = refusing(refusals).await;
-        let manager = manager(inline(table("r", vec![forward("/", "up")])));
+        let route = tune(forward("/", "up"), |action| action.retry_policy = policy);
+        let manager = manager(inline(table("r", vec![route])));
         let running = Running::with(
             vec![http2(static_cluster("up", &[up]))],
             vec![listener("in", vec![http_chain(&manager)])],
@@ -303,7 +393,7 @@ async fn a_client_that_leaves_ends_the_wait_for_another_attempt() {
     })
     .await;
 
-    let hour = duration(std::time::Duration::from_secs(3600));
+    let hour = duration(Duration::from_secs(3600));
     let retrying = tune(forward("/", "up"), |action| {
         action.retry_policy = Some(route::RetryPolicy {
             retry_on: "5xx".into(),
