@@ -50,6 +50,9 @@ pub struct Listener {
     pub backlog: Option<u32>,
     /// Keepalive of accepted sockets.
     pub keepalive: Option<Keepalive>,
+    /// `per_connection_buffer_limit_bytes`: the bytes of a request's body that are kept for a retry
+    /// or a mirror where the route says nothing; 0: no limit.
+    pub buffer_limit: Option<u32>,
     /// Static metadata.
     pub metadata: Metadata,
 }

@@ -2,6 +2,7 @@
 //! be.
 
 mod piped;
+pub mod tee;
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -16,6 +17,7 @@ use meltemi_filters::grpc::MessageCount;
 
 pub use self::piped::PieceFilter;
 use self::piped::PipedBody;
+use self::tee::Tee;
 use crate::http1::body::{BodyError, BodyReader};
 use crate::http1::input::Input;
 use crate::http2::heads;
@@ -397,48 +399,6 @@ fn chunk_size(n: usize, digits: &mut [u8; 18]) -> &[u8] {
     }
 }
 
-/// A copy of a body's beginning, for a second attempt or a mirror.
-#[derive(Debug)]
-pub struct Tee {
-    /// What went by so far.
-    pub bytes: Vec<u8>,
-    /// How much may be kept.
-    pub limit: usize,
-    /// The body is longer than the limit, or the copy is no longer needed.
-    pub lost: bool,
-    /// The whole body is here.
-    pub whole: bool,
-}
-
-impl Tee {
-    /// Keeps up to `limit` bytes.
-    pub fn new(limit: usize) -> Self {
-        Self {
-            bytes: Vec::new(),
-            limit,
-            lost: limit == 0,
-            whole: false,
-        }
-    }
-
-    fn see(&mut self, bytes: &[u8]) {
-        if self.lost {
-            return;
-        }
-        if self.bytes.len() + bytes.len() > self.limit {
-            self.give_up();
-        } else {
-            self.bytes.extend_from_slice(bytes);
-        }
-    }
-
-    /// Drops the copy.
-    pub fn give_up(&mut self) {
-        self.lost = true;
-        self.bytes = Vec::new();
-    }
-}
-
 /// What looks on while [`pump`] moves a body.
 #[derive(Clone, Copy)]
 pub struct Flow<'a> {
@@ -511,7 +471,7 @@ pub async fn pump(
         if ended {
             let mut trailers = from.trailers().await.map_err(PumpError::Read)?;
             if let Some(tee) = tee {
-                tee.borrow_mut().whole = true;
+                tee.borrow_mut().end();
             }
             if let Some(trailers) = &mut trailers {
                 on_trailers(trailers);

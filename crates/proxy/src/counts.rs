@@ -107,6 +107,8 @@ pub struct ClusterCounts {
     pub retry_success: Count,
     /// Requests that wanted another attempt after the last.
     pub retry_limit_exceeded: Count,
+    /// Requests whose body was too long to be kept for another attempt or a mirror.
+    pub copies_abandoned: Count,
     /// Requests that took too long.
     pub timeout: Count,
     /// Attempts that took too long.
@@ -167,7 +169,7 @@ macro_rules! sum {
     };
 }
 
-sum!(ClusterCounts: codes, pending, retries, retry_success, retry_limit_exceeded, timeout, per_try_timeout);
+sum!(ClusterCounts: codes, pending, retries, retry_success, retry_limit_exceeded, copies_abandoned, timeout, per_try_timeout);
 sum!(HttpCounts: requests, active, codes, connections, open, filters);
 sum!(ListenerCounts: connections, open, no_chain, handshakes, tls_errors, no_certificate, bad_certificate);
 

@@ -13,8 +13,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use meltemi_filters::head::{Known, RequestHead};
+use meltemi_filters::head::{HttpVersion, Known, RequestHead};
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
+use meltemi_proxy_config::route::RouteAction;
 
 use self::attempt::{Client, Forwarding};
 use self::attempts::attempts;
@@ -23,15 +24,12 @@ use self::headers::rewrite;
 use self::plan::Plan;
 use self::retry::Retries;
 use self::timeout::Clocks;
-use crate::body::{BodyIn, Tee};
+use crate::body::BodyIn;
+use crate::body::tee::{DEFAULT_LIMIT, Lost, Tee};
 use crate::exchange::state::{Ended, Exchange};
 use crate::respond::Responder;
 use crate::upstream::cluster::WorkerCluster;
 use crate::upstream::live::Resource;
-
-/// How much of a request body is kept for another attempt or a mirror; `docs/configuration.md` says
-/// so of mirrors.
-const REPLAY_BYTES: usize = 64 * 1024;
 
 type Reply = Box<LocalReply>;
 
@@ -83,7 +81,10 @@ pub async fn forward(
     );
     let has_body = !body.is_empty();
     let keeps = (policy.is_some() || !mirrors.is_empty()) && has_body;
-    let tee = keeps.then(|| RefCell::new(Tee::new(REPLAY_BYTES)));
+    let tee = keeps.then(|| {
+        let limit = copy_limit(exchange, action, head.version);
+        RefCell::new(Tee::new(limit, exchange.worker.copy_budget.clone()))
+    });
     let clocks = Clocks::new(timeouts, !has_body, exchange.info.start)
         .ending_with(exchange.conn, exchange.worker.common.drain_time);
 
@@ -105,12 +106,31 @@ pub async fn forward(
     let result = attempts(&forwarding, exchange, head, &mut client, &mut retries).await;
 
     body.settle();
+    let copy = tee.map(RefCell::into_inner);
+    let lost = copy.as_ref().and_then(Tee::lost);
+    if lost.and_then(Lost::reason).is_some() {
+        cluster.counts.copies_abandoned.inc();
+    }
     if !mirrors.is_empty() {
-        let copy = tee.map(RefCell::into_inner);
         mirror::fire(exchange.worker, exchange.conn, &mirrors, head, copy);
     }
 
     result
+}
+
+/// How many bytes of a request's body are kept for another attempt or a mirror. As in Envoy the
+/// listener's limit is for HTTP/1.1 alone, and 0 stands for none there.
+fn copy_limit(exchange: &Exchange<'_>, action: &RouteAction, version: HttpVersion) -> u64 {
+    let of_listener = match version {
+        HttpVersion::Http10 | HttpVersion::Http11 => exchange.view.listener.buffer_limit,
+        HttpVersion::Http2 | HttpVersion::Http3 => None,
+    };
+    let of_listener = of_listener.map(|limit| match limit {
+        0 => u64::MAX,
+        limit => u64::from(limit),
+    });
+
+    action.copy_limit.or(of_listener).unwrap_or(DEFAULT_LIMIT)
 }
 
 /// The cluster, unless it is unknown or drops the request.

@@ -66,6 +66,10 @@ impl Listener {
             freebind: boolean(message.freebind.as_ref(), false),
             backlog: message.tcp_backlog_size.as_ref().map(|size| size.value),
             keepalive: message.tcp_keepalive.as_ref().map(compile_keepalive),
+            buffer_limit: message
+                .per_connection_buffer_limit_bytes
+                .as_ref()
+                .map(|limit| limit.value),
             metadata: Metadata::from_option(message.metadata.as_ref()),
             address,
         })

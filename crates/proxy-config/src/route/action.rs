@@ -31,6 +31,8 @@ pub struct RouteAction {
     pub timeouts: Timeouts,
     /// When attempts are retried: the route's own policy, else its virtual host's.
     pub retry: Option<Arc<RetryPolicy>>,
+    /// The bytes of a body that are kept for a retry or a mirror; `None`: the listener decides.
+    pub copy_limit: Option<u64>,
     /// What consistent hashing hashes of a request.
     pub hash: HashPolicies,
     /// Clusters that are sent copies of requests.

@@ -13,6 +13,7 @@ use meltemi_filters::metadata::Metadata;
 use meltemi_filters::{Rejection, Scope};
 use meltemi_proto::envoy::config::core::v3::HeaderValueOption;
 use meltemi_proto::envoy::config::route::v3 as proto;
+use meltemi_proto::google::protobuf::{UInt32Value, UInt64Value};
 
 use super::vhost::RequireTls;
 use super::{
@@ -118,7 +119,7 @@ impl VirtualHost {
         shared: &FilterShared,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
-        #[expect(deprecated, reason = "cors is read, the older limit is warned of")]
+        #[expect(deprecated, reason = "cors and the older limit are read")]
         let proto::VirtualHost {
             name,
             domains,
@@ -160,14 +161,16 @@ impl VirtualHost {
             rate_limits,
             hedge_policy,
             include_is_timeout_retry_header,
-            per_request_buffer_limit_bytes,
-            request_body_buffer_limit,
         );
 
         let owner = format!("{table}/{name}");
         let general = HostWide {
             retry: compile_retry(retry_policy.as_ref(), scope)?,
             mirrors: request_mirror_policies,
+            copy_limits: CopyLimits::of(
+                request_body_buffer_limit.as_ref(),
+                per_request_buffer_limit_bytes.as_ref(),
+            ),
             request_attempt_count: *include_request_attempt_count,
             response_attempt_count: *include_attempt_count_in_response,
             body_limit,
@@ -224,9 +227,35 @@ impl RequireTls {
 struct HostWide<'m> {
     retry: Option<Arc<RetryPolicy>>,
     mirrors: &'m [proto::route_action::RequestMirrorPolicy],
+    copy_limits: CopyLimits,
     request_attempt_count: bool,
     response_attempt_count: bool,
     body_limit: usize,
+}
+
+/// How much of a body is kept for a retry or a mirror, as a route or a virtual host says it.
+#[derive(Debug, Clone, Copy)]
+struct CopyLimits {
+    /// `request_body_buffer_limit`.
+    newer: Option<u64>,
+    /// `per_request_buffer_limit_bytes`.
+    older: Option<u64>,
+}
+
+impl CopyLimits {
+    fn of(newer: Option<&UInt64Value>, older: Option<&UInt32Value>) -> Self {
+        Self {
+            newer: newer.map(|limit| limit.value),
+            older: older.map(|limit| limit.value.into()),
+        }
+    }
+
+    /// The limit of a route in this virtual host. As in Envoy the newer field of either comes before
+    /// the older field of either.
+    fn within(self, host: Self) -> Option<u64> {
+        let newer = self.newer.or(host.newer);
+        newer.or(self.older).or(host.older)
+    }
 }
 
 impl Route {
@@ -237,7 +266,7 @@ impl Route {
         shared: &FilterShared,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
-        #[expect(deprecated, reason = "the older limit is warned of like the newer one")]
+        #[expect(deprecated, reason = "the older limit is read as well")]
         let proto::Route {
             name,
             r#match,
@@ -257,13 +286,12 @@ impl Route {
         } = message;
 
         refuse_specifiers(route_specifiers, scope)?;
-        not_honoured!(
-            scope,
-            tracing,
-            per_request_buffer_limit_bytes,
-            stat_prefix,
-            request_body_buffer_limit,
+        not_honoured!(scope, tracing, stat_prefix);
+        let own = CopyLimits::of(
+            request_body_buffer_limit.as_ref(),
+            per_request_buffer_limit_bytes.as_ref(),
         );
+        let copy_limit = own.within(general.copy_limits);
 
         let owner = format!("{host}/{name}");
         let matcher = scope.required("match", r#match.as_ref())?;
@@ -275,7 +303,7 @@ impl Route {
                 #[expect(deprecated, reason = "CORS may still stand in the action")]
                 let cors = compile_cors(action.cors.as_ref(), scope)?;
                 overrides = with_cors(std::mem::take(&mut overrides), cors);
-                RouteAction::compile(action, &owner, general, shared, scope)
+                RouteAction::compile(action, &owner, general, copy_limit, shared, scope)
                     .map(|action| Target::Forward(Box::new(action)))
             })?,
             proto::route::Action::Redirect(redirect) => {

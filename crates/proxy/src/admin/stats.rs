@@ -187,6 +187,8 @@ impl Rows<'_> {
             counts.retry_limit_exceeded.get(),
         );
 
+        let abandoned = counts.copies_abandoned.get();
+        self.counter("retry_or_shadow_abandoned", abandoned);
         self.counter("upstream_rq_timeout", counts.timeout.get());
         self.counter("upstream_rq_per_try_timeout", counts.per_try_timeout.get());
         self.counter("upstream_cx_total", totals.connections.load(Relaxed));

@@ -25,7 +25,8 @@ use self::failure::Failure;
 use self::send::Upload;
 use super::plan::Plan;
 use super::timeout::Clocks;
-use crate::body::{BodyIn, Tee};
+use crate::body::BodyIn;
+use crate::body::tee::Tee;
 use crate::exchange::state::Ended;
 use crate::record::StreamInfo;
 use crate::respond::Responder;
@@ -65,7 +66,8 @@ pub struct Forwarding<'a> {
 impl Forwarding<'_> {
     /// Whether the whole request could be sent once more.
     pub fn is_replayable(&self) -> bool {
-        self.tee.map_or(!self.has_body, |tee| !tee.borrow().lost)
+        self.tee
+            .map_or(!self.has_body, |tee| tee.borrow().lost().is_none())
     }
 
     /// Whether the client asked for high priority.

@@ -235,10 +235,6 @@ fn after_failure(
     head: &RequestHead,
     failure: &Failure,
 ) -> Next {
-    if !forwarding.is_replayable() {
-        return Next::GiveUp(Verdict::NotWanted);
-    }
-
     let verdict = decide(forwarding, retries, |policy| {
         let kind = failure.kind;
         kind.is_some_and(|kind| policy.retries_failure(kind))
@@ -246,7 +242,11 @@ fn after_failure(
 
     match verdict {
         Verdict::Granted => Next::Retry,
-        Verdict::NotWanted if retries.may_resend(failure.resend, head.method()) => Next::Resend,
+        Verdict::NotWanted
+            if forwarding.is_replayable() && retries.may_resend(failure.resend, head.method()) =>
+        {
+            Next::Resend
+        }
         verdict => Next::GiveUp(verdict),
     }
 }

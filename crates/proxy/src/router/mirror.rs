@@ -8,7 +8,7 @@ use bytes::Bytes;
 use meltemi_filters::head::RequestHead;
 use meltemi_proxy_config::route::{Mirror, RouteAction, WeightedCluster};
 
-use crate::body::Tee;
+use crate::body::tee::{Lost, Tee};
 use crate::downstream::Downstream;
 use crate::upstream::fetch::{FetchRequest, ResponseBody, fetch};
 use crate::worker::Worker;
@@ -75,14 +75,12 @@ pub fn fire(
     head: &RequestHead,
     tee: Option<Tee>,
 ) {
-    let body = match tee {
-        None => Bytes::new(),
-        Some(tee) if tee.whole && !tee.lost => tee.bytes.into(),
-        Some(tee) => {
-            if tee.lost {
-                shots
-                    .iter()
-                    .for_each(|_| worker.causes.unmirrored("body_too_long"));
+    let (body, charge) = match tee.map(Tee::into_body) {
+        None => (Bytes::new(), None),
+        Some(Ok((body, charge))) => (body, Some(Rc::new(charge))),
+        Some(Err(lost)) => {
+            if let Some(reason) = lost.and_then(Lost::reason) {
+                shots.iter().for_each(|_| worker.causes.unmirrored(reason));
             }
             return;
         }
@@ -102,7 +100,10 @@ pub fn fire(
             body.clone(),
         );
 
+        let charge = charge.clone();
         tokio::task::spawn_local(async move {
+            // The body stays in the worker's budget until the last mirror has it.
+            let _charge = charge;
             let request = FetchRequest {
                 head,
                 body,

@@ -17,6 +17,7 @@ use meltemi_proxy_config::listener::{FilterChain, Listener};
 use meltemi_telemetry::Shard;
 use meltemi_web::Places;
 
+use crate::body::tee::CopyBudget;
 use crate::causes::Causes;
 use crate::common::Common;
 use crate::counts::{Copied, Known};
@@ -52,6 +53,8 @@ pub struct Worker {
     pub causes: Causes,
     /// What waits for the sockets of HTTP/2 connections.
     pub send_budget: WorkerBudget,
+    /// Copies of bodies for another attempt or a mirror.
+    pub copy_budget: CopyBudget,
     /// Bodies whose reader takes nothing.
     pub stalls: Stalls,
     /// Places for connections that have not shown what they are.
@@ -85,6 +88,7 @@ impl Worker {
             counts: Known::default(),
             causes: Causes::new(shard.clone()),
             send_budget: WorkerBudget::default(),
+            copy_budget: CopyBudget::default(),
             stalls: Stalls::default(),
             strangers: Places::new(common.strangers),
             peers: RefCell::default(),

@@ -297,7 +297,7 @@ async fn a_mirror_gets_the_clients_protocol_and_no_body_that_is_too_long() {
         .expect("connects");
     let (send, connection) = h2::client::handshake(stream).await.expect("handshake");
     let connection = tokio::spawn(connection);
-    for (path, size) in [("/long", 64 * 1024 + 1), ("/short", 64 * 1024)] {
+    for (path, size) in [("/long", 1024 * 1024 + 1), ("/short", 1024 * 1024)] {
         let mut send = send.clone().ready().await.expect("ready");
         let request = http::Request::post(format!("http://a{path}"))
             .body(())
@@ -309,7 +309,7 @@ async fn a_mirror_gets_the_clients_protocol_and_no_body_that_is_too_long() {
 
     assert_eq!(
         copies.recv().await.expect("a copy"),
-        ("/short".to_owned(), 64 * 1024)
+        ("/short".to_owned(), 1024 * 1024)
     );
 
     let metrics = running.handle.metrics();

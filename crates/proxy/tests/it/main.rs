@@ -24,6 +24,7 @@ mod peer_exchange;
 mod peers;
 mod pools;
 mod readiness;
+mod retries;
 mod sizes;
 mod stalled;
 mod stats;

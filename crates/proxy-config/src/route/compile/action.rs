@@ -22,6 +22,7 @@ impl RouteAction {
         message: &proto::RouteAction,
         owner: &str,
         general: &HostWide<'_>,
+        copy_limit: Option<u64>,
         shared: &FilterShared,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
@@ -67,6 +68,7 @@ impl RouteAction {
                 None => general.retry.clone(),
                 own => own,
             },
+            copy_limit,
             hash: HashPolicies(
                 scope
                     .each("hash_policy", &message.hash_policy, |scope, policy| {

@@ -15,6 +15,7 @@ use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 use super::failure::Failure;
 use super::send::{Upload, UploadEnd};
 use super::{Attempt, Forwarding, Progress};
+use crate::body::tee::Lost;
 use crate::body::{BodyIn, BodyOut, Flow, PumpError, pump};
 use crate::exchange::state::{Ended, Exchange};
 use crate::http1::body::{BodyError, BodyReader};
@@ -61,10 +62,10 @@ pub fn note_chosen(
 
     // Only mirrors still want the rest of the body.
     if let Some(tee) = forwarding.tee
-        && !tee.borrow().whole
+        && !tee.borrow().is_whole()
         && forwarding.plan.forward.action.mirrors.is_empty()
     {
-        tee.borrow_mut().give_up();
+        tee.borrow_mut().give_up(Lost::Unneeded);
     }
 
     forwarding.clocks.responded();

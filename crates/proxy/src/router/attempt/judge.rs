@@ -8,6 +8,7 @@ use meltemi_proxy_config::route::{AttemptFailure, RetryPolicy};
 
 use super::failure::Failure;
 use super::{Attempt, Forwarding};
+use crate::body::tee::Lost;
 use crate::grpc::effective_status;
 use crate::http1::codec::Framing;
 use crate::router::retry::{Retries, Verdict, place};
@@ -55,9 +56,6 @@ impl Attempt<'_, '_> {
             };
         }
 
-        if !forwarding.is_replayable() {
-            return Judgement::Deliver(Verdict::NotWanted);
-        }
         match decide(forwarding, retries, |policy| {
             policy.retries_response(&self.response)
         }) {
@@ -75,6 +73,16 @@ pub fn decide(
     wants: impl FnOnce(&RetryPolicy) -> bool,
 ) -> Verdict {
     let cluster = forwarding.cluster;
+    if !forwarding.is_replayable() {
+        if retries.policy().is_some_and(wants) {
+            let lost = forwarding.tee.and_then(|tee| tee.borrow().lost());
+            let reason = lost.and_then(Lost::reason);
+            let cluster = &*forwarding.plan.cluster_name;
+            tracing::debug!(cluster, reason, "no retry: the request body was not kept");
+        }
+        return Verdict::NotWanted;
+    }
+
     let high = forwarding.high_priority();
     let budget = cluster.entry.cluster.breakers[usize::from(high)].retry_budget;
     let verdict = retries.decide(wants, || place(&cluster.entry.live, budget, high));

@@ -6,11 +6,11 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use meltemi_net::Buffers;
 
 use super::{Forwarding, Progress};
-use crate::body::{BodyIn, BodyOut, Data, Flow, PumpError, Tee, pump};
+use crate::body::tee::Tee;
+use crate::body::{BodyIn, BodyOut, Data, Flow, PumpError, pump};
 use crate::http1::body::BodyError;
 use crate::record::Messages;
 
@@ -29,7 +29,7 @@ pub enum UploadEnd {
 
 /// Whether an attempt has nothing to send but a head.
 pub fn is_bodyless(body: &BodyIn<'_>, tee: Option<&RefCell<Tee>>) -> bool {
-    body.is_empty() && tee.is_none_or(|tee| tee.borrow().bytes.is_empty())
+    body.is_empty() && tee.is_none_or(|tee| tee.borrow().is_empty())
 }
 
 /// Sends the request up: the part of its body that was kept, then the rest from the client.
@@ -75,14 +75,13 @@ async fn send_body(
     messages: Option<&Messages>,
 ) -> Result<(), PumpError> {
     let tee = forwarding.tee;
-    let kept = tee
-        .map(|tee| Bytes::copy_from_slice(&tee.borrow().bytes))
-        .filter(|kept| !kept.is_empty());
-    if let Some(kept) = kept {
+    let mut at = 0;
+    while let Some(kept) = tee.and_then(|tee| tee.borrow().piece(at)) {
+        at += kept.len();
         up.data(Data::Owned(kept)).await.map_err(PumpError::Write)?;
     }
 
-    if tee.is_some_and(|tee| tee.borrow().whole) || matches!(body, BodyIn::Empty) {
+    if tee.is_some_and(|tee| tee.borrow().is_whole()) || matches!(body, BodyIn::Empty) {
         return up.finish(None).await.map_err(PumpError::Write);
     }
 
