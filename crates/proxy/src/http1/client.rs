@@ -23,9 +23,13 @@ pub enum ReadError {
     /// The connection ended before the first byte of a response.
     #[error("connection closed before a response")]
     Closed,
-    /// The connection ended or failed inside a head, or after an interim response.
-    #[error("connection ended inside a response head")]
+    /// The connection ended inside a head.
+    #[error("connection closed inside a response head")]
     Truncated,
+    /// The connection was reset inside a head, or ended between an interim response and the final
+    /// one.
+    #[error("connection ended before the final response")]
+    Unfinished,
     /// The upstream broke the protocol.
     #[error("malformed response: {}", .0.details)]
     Malformed(Refusal),
@@ -100,7 +104,8 @@ pub async fn read_head(
 
         let began = !input.is_empty() || interim > 0;
         match input.fill(io).await {
-            Ok(0) | Err(_) if began => return Err(ReadError::Truncated),
+            Ok(0) if !input.is_empty() => return Err(ReadError::Truncated),
+            Ok(0) | Err(_) if began => return Err(ReadError::Unfinished),
             Ok(0) => return Err(ReadError::Closed),
             Err(error) => return Err(ReadError::Io(error)),
             Ok(_) => {}
