@@ -409,8 +409,12 @@ fn check_path_template(path: &str, at: &mut Report) {
         return at.error(INVALID, message, remedy);
     }
 
-    for segment in path.split('/') {
+    // Envoy ends itself at a template with an empty segment. The slash at its end makes none.
+    let segments = path.strip_prefix('/').unwrap_or(path);
+    let segments = segments.strip_suffix('/').unwrap_or(segments);
+    for segment in segments.split('/') {
         let fault = match segment {
+            "" => Some("a segment beside {*} or {**} is empty"),
             "{*}" if deep => Some("{*} must not follow {**}"),
             "{**}" if deep => Some("{**} must not be there twice"),
             "{**}" => {
@@ -511,7 +515,16 @@ mod tests {
             report.has_errors()
         };
 
-        for good in ["/a", "/a/*", "*", "/a/{*}/b", "/{**}", "/{*}/{**}/x"] {
+        for good in [
+            "/a",
+            "/a//b",
+            "/a/*",
+            "*",
+            "/a/{*}/b",
+            "/{**}",
+            "/{*}/{**}/x",
+            "/a/{*}/",
+        ] {
             assert!(!faulty(good), "{good}");
         }
         for bad in [
@@ -521,6 +534,12 @@ mod tests {
             "/{**}/{**}",
             "/{a}",
             "/{*}/*",
+            "/a//{*}",
+            "//{*}",
+            "/{*}//",
+            "/{*}//b",
+            "/{*}/b c",
+            "/{*}/b?c",
             "a/{*}",
             "/{",
         ] {
