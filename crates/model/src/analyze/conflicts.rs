@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meltemi_api::{Kind, Object, ObjectKey};
-use meltemi_types::{Diagnostic, ObjectRef, Severity};
+use meltemi_types::{Diagnostic, ObjectRef};
 
-use crate::lower::finding;
+use super::tell;
 use crate::{GatewayRef, Hostname, Snapshot};
 
 pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
@@ -259,33 +258,4 @@ fn names<'a>(objects: impl Iterator<Item = &'a ObjectRef>) -> String {
         .map(|object| object.name.as_str())
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-fn tell(
-    snapshot: &Snapshot,
-    object: &ObjectRef,
-    code: &str,
-    field: &str,
-    message: String,
-    remedy: &str,
-    found: &mut Vec<Diagnostic>,
-) {
-    if let Some(object) = object_of(snapshot, object) {
-        found.push(finding(
-            object,
-            Severity::Warning,
-            code,
-            field,
-            message,
-            remedy,
-        ));
-    }
-}
-
-fn object_of<'a>(snapshot: &'a Snapshot, reference: &ObjectRef) -> Option<&'a Object> {
-    let kind = Kind::from_word(&reference.qualified_kind())?;
-    snapshot
-        .tables
-        .get(&ObjectKey::new(kind, &reference.namespace, &reference.name))
-        .map(|object| &**object)
 }

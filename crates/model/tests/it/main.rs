@@ -3,6 +3,7 @@
 mod analyzers;
 mod changes;
 mod ext_authz;
+mod mistakes;
 mod policies;
 mod render;
 mod routes;
