@@ -320,13 +320,7 @@ async fn answer(
     let body = loop {
         exchange.info.note(&reply);
         exchange.worker.causes.reply(&reply.cause, reply.flag);
-        let body = write_reply(&reply, head.is_grpc(), &mut exchange.response);
-        add_headers(&reply, head.is_grpc(), &mut exchange.response);
-        if let Some(decision) = decision
-            && matches!(decision.chosen, Chosen::Direct(_) | Chosen::Redirect(_))
-        {
-            router::headers::apply_response_headers(exchange, decision, head);
-        }
+        let body = write_reply(exchange, decision, head, &reply);
 
         match exchange.finish_head(decision, head, None).await {
             Ok(()) => break body,
@@ -375,48 +369,84 @@ async fn answer(
     }
 }
 
-/// Writes the head of a local reply, and returns its body.
-fn write_reply(reply: &LocalReply, is_grpc: bool, response: &mut ResponseHead) -> Bytes {
-    let body = &reply.body;
-    response.clear();
-    response.status = reply.status;
+/// Writes the head of a local reply, and returns its body. Source: Envoy
+/// `Utility::prepareLocalReply`.
+fn write_reply(
+    exchange: &mut Exchange<'_>,
+    decision: Option<&RouteDecision<'_>>,
+    head: &RequestHead,
+    reply: &LocalReply,
+) -> Bytes {
+    exchange.response.clear();
+    exchange.response.status = reply.status;
 
-    if !is_grpc {
-        if !body.is_empty() {
-            response.append("content-type", b"text/plain");
-        }
-        if !matches!(reply.status, 204 | 304) {
-            response.append("content-length", body.len().to_string().as_bytes());
-        }
-        return body.clone();
+    // A route changes the headers of every answer. As in Envoy, the answer of a route itself has its
+    // own headers before that, an answer in the place of an upstream's sets them afterwards.
+    let is_of_route =
+        decision.is_some_and(|decision| !matches!(decision.chosen, Chosen::Forward(_)));
+    if is_of_route {
+        set_headers(reply, &mut exchange.response);
+    }
+    if let Some(decision) = decision {
+        router::headers::apply_response_headers(exchange, decision, head);
+    }
+    if !is_of_route {
+        set_headers(reply, &mut exchange.response);
     }
 
-    // Errors of gRPC travel as status, not as body: a response of trailers only.
-    response.status = 200;
-    response.append("content-type", b"application/grpc");
-    let status = reply.grpc_status;
-    let status = status.unwrap_or_else(|| status_of_http(reply.status));
-    response.append("grpc-status", status.to_string().as_bytes());
-    if !body.is_empty() {
-        response.append("grpc-message", percent(body).as_bytes());
+    let response = &mut exchange.response;
+    match head.is_grpc() {
+        true => write_grpc_status(reply, response),
+        false => write_framing(reply, response),
     }
-
-    Bytes::new()
 }
 
-/// Adds a local reply's own headers. They replace those of the proxy, but several may have one
-/// name; the content type of gRPC stays.
-fn add_headers(reply: &LocalReply, is_grpc: bool, response: &mut ResponseHead) {
-    let own = || {
-        let headers = reply.headers.iter();
-        headers.filter(move |(name, _)| !(is_grpc && name == "content-type"))
-    };
-    for (name, _) in own() {
+/// Sets a local reply's own headers. They replace those of the proxy, but several may have one
+/// name.
+fn set_headers(reply: &LocalReply, response: &mut ResponseHead) {
+    for (name, _) in &reply.headers {
         response.remove(name);
     }
-    for (name, value) in own() {
+    for (name, value) in &reply.headers {
         response.append(name, value);
     }
+}
+
+/// The length and, unless it is set, the type of a local reply's body, which is returned.
+fn write_framing(reply: &LocalReply, response: &mut ResponseHead) -> Bytes {
+    let body = &reply.body;
+    if body.is_empty() {
+        response.remove("content-type");
+    } else if !response.fields().has(Known::ContentType) {
+        response.append("content-type", b"text/plain");
+    }
+    response.remove("content-length");
+    if !matches!(reply.status, 204 | 304) {
+        response.append("content-length", body.len().to_string().as_bytes());
+    }
+    body.clone()
+}
+
+/// Errors of gRPC travel as status, not as body: a response of trailers only.
+fn write_grpc_status(reply: &LocalReply, response: &mut ResponseHead) -> Bytes {
+    let status = reply.grpc_status;
+    let status = status.unwrap_or_else(|| status_of_http(reply.status));
+    response.status = 200;
+    for name in [
+        "content-type",
+        "content-length",
+        "grpc-status",
+        "grpc-message",
+    ] {
+        response.remove(name);
+    }
+
+    response.append("content-type", b"application/grpc");
+    response.append("grpc-status", status.to_string().as_bytes());
+    if !reply.body.is_empty() {
+        response.append("grpc-message", percent(&reply.body).as_bytes());
+    }
+    Bytes::new()
 }
 
 /// Answers what never became a request.

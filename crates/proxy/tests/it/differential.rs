@@ -311,7 +311,22 @@ fn routes() -> Vec<route::Route> {
 
     headers.response_headers_to_remove = vec!["x-envoy-upstream-service-time".into()];
 
+    // What the proxy answers itself has the route's headers, too.
+    let answered = |path: &str, action: Action| {
+        let mut route = on(exact(path), action);
+        // Not %RESPONSE_CODE%: Envoy does not know it yet, and writes 0.
+        route.response_headers_to_add = vec![
+            set("x-answer", "of the proxy", false),
+            set("content-type", "text/x-own", true),
+        ];
+        route
+    };
+
     vec![
+        answered("/answered/down", to(DOWN)),
+        answered("/answered/missing", to("no-such-cluster")),
+        answered("/answered/here", direct(418, "short and stout")),
+        answered("/answered/denied", to(ONE)),
         on(exact("/exact"), to(ONE)),
         on(
             prefix("/old/"),
@@ -695,6 +710,15 @@ const CASES: &[(&str, &str, &str)] = &[
         "POST /grpc/try\ncontent-type: application/grpc\ngrpc-timeout: 25S",
         "x",
     ),
+    ("answered-down", "GET /answered/down", ""),
+    (
+        "answered-down-grpc",
+        "POST /answered/down\ncontent-type: application/grpc",
+        "",
+    ),
+    ("answered-missing", "GET /answered/missing", ""),
+    ("answered-here", "GET /answered/here", ""),
+    ("answered-denied", "GET /answered/denied\nx-deny: 1", ""),
     ("expected", "GET /expected", ""),
     ("expected-per-try", "GET /expected/try", ""),
     ("expected-per-try-long", "GET /expected/long", ""),
