@@ -5,6 +5,7 @@ pub mod state;
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use meltemi_filters::grpc::status_of_http;
@@ -43,6 +44,8 @@ pub struct Incoming<'a> {
     pub body: BodyIn<'a>,
     /// The way back.
     pub responder: Responder<'a>,
+    /// When the first byte of the head came, if the rest took time to follow.
+    pub begun: Option<Instant>,
 }
 
 /// Serves one request to its end.
@@ -55,6 +58,7 @@ pub async fn serve(incoming: Incoming<'_>) -> Ended {
         upgrade,
         body,
         responder,
+        begun,
     } = incoming;
 
     let (Some(http), Some(counts)) = (view.http.clone(), view.counts.clone()) else {
@@ -62,6 +66,9 @@ pub async fn serve(incoming: Incoming<'_>) -> Ended {
     };
     let _active = ActiveRequest::of(counts.clone());
     let mut exchange = Exchange::new(worker, conn, &view, &http, &counts);
+    if let Some(begun) = begun {
+        exchange.info.begun_at(begun);
+    }
     exchange.info.protocol = Some(head.version);
     exchange.is_head = head.method() == "HEAD";
     if http.filters.grpc_stats && head.is_grpc() {
@@ -457,12 +464,16 @@ pub async fn reply_only(
     head: &mut RequestHead,
     responder: Responder<'_>,
     reply: LocalReply,
+    begun: Option<Instant>,
 ) {
     let (Some(http), Some(counts)) = (view.http.clone(), view.counts.clone()) else {
         return;
     };
     let _active = ActiveRequest::of(counts.clone());
     let mut exchange = Exchange::new(worker, conn, &view, &http, &counts);
+    if let Some(begun) = begun {
+        exchange.info.begun_at(begun);
+    }
     exchange.info.protocol = Some(head.version);
     answer(&mut exchange, None, head, responder, reply).await;
     log(&exchange, head);

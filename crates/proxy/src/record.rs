@@ -125,6 +125,16 @@ impl StreamInfo {
         }
     }
 
+    /// Counts the durations from an earlier moment, at which the first byte of the head came.
+    pub fn begun_at(&mut self, begun: Instant) {
+        let earlier = self.start.saturating_duration_since(begun);
+        self.start = begun;
+        self.start_time = self
+            .start_time
+            .checked_sub(earlier)
+            .unwrap_or(self.start_time);
+    }
+
     /// Notes what a local reply says.
     pub fn note(&mut self, reply: &LocalReply) {
         if let Some(flag) = reply.flag {

@@ -31,14 +31,22 @@ const LINGER: Duration = Duration::from_secs(1);
 const LONGEST_LINGER: Duration = Duration::from_secs(30);
 
 enum Next {
-    Request(RequestTerms),
+    /// A whole head, and when its first byte came if it came in pieces.
+    Request(RequestTerms, Option<Instant>),
     Refused(Refusal),
     /// Nothing was lost by closing: the peer closed, or was idle for too long, or the connection
     /// drains.
     Quiet,
-    /// A head did not become whole in time: which limit, and Envoy's words for the client and for
-    /// logs.
-    Slow(&'static str, &'static str, &'static str),
+    /// A head did not become whole in time.
+    Slow(SlowHead),
+}
+
+/// The limit that a head has exceeded, in Envoy's words for the client and for logs.
+struct SlowHead {
+    limit: &'static str,
+    body: &'static str,
+    details: &'static str,
+    begun: Instant,
 }
 
 /// Serves until the connection ends. `first` was read already.
@@ -61,18 +69,19 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
             &conn, &io, &mut input, &mut timer, &limits, waits, &mut head,
         );
         let reply = match next.await {
-            Next::Request(terms) => Ok(terms),
+            Next::Request(terms, begun) => Ok((terms, begun)),
             Next::Quiet => break,
-            Next::Refused(refusal) => Err(refused(refusal)),
-            Next::Slow(which, body, details) => {
-                let cause = Cause::Timeout(which, conn.chain.clone());
-                Err(LocalReply::new(408, body, details, cause))
+            Next::Refused(refusal) => Err((refused(refusal), None)),
+            Next::Slow(slow) => {
+                let cause = Cause::Timeout(slow.limit, conn.chain.clone());
+                let reply = LocalReply::new(408, slow.body, slow.details, cause);
+                Err((reply, Some(slow.begun)))
             }
         };
-        let terms = match reply {
-            Ok(terms) => terms,
-            Err(reply) => {
-                refuse(&worker, &conn, &io, head, reply).await;
+        let (terms, begun) = match reply {
+            Ok(request) => request,
+            Err((reply, begun)) => {
+                refuse(&worker, &conn, &io, head, reply, begun).await;
                 linger(&io, &mut input).await;
                 return;
             }
@@ -112,6 +121,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
                 http10,
                 buffers: &buffers,
             }),
+            begun: begun.map(Instant::into_std),
         }))
         .await;
 
@@ -160,6 +170,8 @@ fn goes_on(http: &HttpConnectionManager, conn: &Downstream, expires: Option<Inst
 struct Waits {
     idle: Option<Duration>,
     headers: Option<Duration>,
+    request: Option<Duration>,
+    stream: Option<Duration>,
     stream_idle: Option<Duration>,
     expires: Option<Instant>,
 }
@@ -171,6 +183,8 @@ impl Waits {
         Self {
             idle: http.idle_timeout,
             headers: http.request_headers_timeout,
+            request: http.request_timeout,
+            stream: http.max_stream_duration,
             stream_idle: http.stream_idle_timeout,
             expires: longest.map(|longest| Instant::from_std(conn.since) + longest),
         }
@@ -190,26 +204,49 @@ impl Waits {
     /// Where nothing else limits a head that never ends, it has the time of a connection that never
     /// begins one.
     fn slowest(&self) -> Option<Duration> {
-        [self.headers, self.stream_idle]
+        [self.headers, self.request, self.stream, self.stream_idle]
             .into_iter()
             .flatten()
             .min()
             .or(self.idle)
     }
 
-    /// What a head that was not whole in time has exceeded.
-    fn exceeded(&self) -> Next {
-        match self.headers {
-            Some(headers) if Some(headers) == self.slowest() => Next::Slow(
+    /// What a head that began at `begun` and was not whole in time has exceeded.
+    fn exceeded(&self, begun: Instant) -> SlowHead {
+        let slowest = self.slowest();
+        let is_slowest = |limit: Option<Duration>| limit.is_some() && limit == slowest;
+
+        let (limit, body, details) = if is_slowest(self.headers) {
+            (
                 "request headers timeout",
                 "request header timeout",
                 "request_header_timeout",
-            ),
-            _ => Next::Slow(
+            )
+        } else if is_slowest(self.request) {
+            (
+                "request timeout",
+                "request timeout",
+                "request_overall_timeout",
+            )
+        } else if is_slowest(self.stream) {
+            (
+                "max stream duration",
+                "downstream duration timeout",
+                "max_duration_timeout",
+            )
+        } else {
+            (
                 "stream idle timeout",
                 "stream timeout",
                 "stream_idle_timeout",
-            ),
+            )
+        };
+
+        SlowHead {
+            limit,
+            body,
+            details,
+            begun,
         }
     }
 }
@@ -233,7 +270,7 @@ async fn next(
             match codec::read_request(input.bytes(), &mut scanned, limits, head) {
                 Ok(Some((n, terms))) => {
                     input.consume(n);
-                    return Next::Request(terms);
+                    return Next::Request(terms, started);
                 }
                 Ok(None) => {}
                 Err(refusal) => return Next::Refused(refusal),
@@ -247,17 +284,17 @@ async fn next(
                 return Poll::Ready(Ok(filled));
             }
             if started.is_none() && draining.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(false));
+                return Poll::Ready(Err(None));
             }
-            timer.poll(cx, deadline).map(|()| Err(started.is_some()))
+            timer.poll(cx, deadline).map(|()| Err(started))
         })
         .await;
 
         match filled {
             Ok(Ok(0) | Err(_)) => return Next::Quiet,
             Ok(Ok(_)) => {}
-            Err(true) => return waits.exceeded(),
-            Err(false) => return Next::Quiet,
+            Err(Some(begun)) => return Next::Slow(waits.exceeded(begun)),
+            Err(None) => return Next::Quiet,
         }
     }
 }
@@ -269,6 +306,7 @@ async fn refuse(
     io: &Io,
     mut head: RequestHead,
     reply: LocalReply,
+    begun: Option<Instant>,
 ) {
     let (keep_alive, wants_continue) = (Cell::new(false), Cell::new(false));
     let buffers = worker.buffers.clone();
@@ -283,7 +321,8 @@ async fn refuse(
     });
 
     let view = worker.view_of(conn);
-    exchange::reply_only(worker, conn, view, &mut head, responder, reply).await;
+    let begun = begun.map(Instant::into_std);
+    exchange::reply_only(worker, conn, view, &mut head, responder, reply, begun).await;
 }
 
 /// Reads the rest of a body; `false` if it is too long or too slow.

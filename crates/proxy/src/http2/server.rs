@@ -358,7 +358,7 @@ async fn serve_stream(
         let cause = Cause::Protocol(bad.details.into());
         let reply = LocalReply::new(bad.status, reason(bad.status), bad.details, cause);
         let reply = with_codec_flag(reply);
-        exchange::reply_only(&worker, &conn, view, &mut head, responder, reply).await;
+        exchange::reply_only(&worker, &conn, view, &mut head, responder, reply, None).await;
         Ended::Whole
     } else {
         drop(parts);
@@ -370,6 +370,7 @@ async fn serve_stream(
             upgrade: false,
             body: BodyIn::from_h2(body),
             responder,
+            begun: None,
         })
         .await
     };

@@ -110,6 +110,32 @@ async fn a_request_has_its_time() {
     let request = "POST /slow HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc";
     let line = "408 - request_overall_timeout /slow up 15 <request timeout of to-up>";
     is_answered(at, request, "408", "request timeout", &running, line).await;
+
+    // The head is part of the request.
+    let line = "408 - request_overall_timeout - - 15 <request timeout of http>";
+    let request = "POST /slow HTTP/1.1\r\nhost:";
+    is_answered(at, request, "408", "request timeout", &running, line).await;
+}
+
+#[tokio::test]
+async fn durations_count_from_the_first_byte_of_a_head() {
+    let upstream = peers::http_server(|_, _| b"HTTP/1.1 204 No Content\r\n\r\n".to_vec());
+    let (running, at) = with(upstream.await, |m| {
+        m.access_log = vec![log_as("/dev/stdout", "took %DURATION%\n")];
+    })
+    .await;
+    let pause = Duration::from_millis(200);
+
+    let mut client = Client::connect(at).await;
+    client.send("GET /late HTTP/1.1\r\nhost:").await;
+    tokio::time::sleep(pause).await;
+    client.send(" a\r\n\r\n").await;
+    let (head, _) = client.receive().await.expect("an answer");
+    assert!(head.starts_with("HTTP/1.1 204 "), "{head}");
+
+    let line = running.log.line_with("took ").await;
+    let took: u128 = line["took ".len()..].trim().parse().expect("milliseconds");
+    assert!(took >= pause.as_millis(), "{line}");
 }
 
 #[tokio::test]
