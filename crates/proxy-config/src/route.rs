@@ -12,8 +12,8 @@ mod table;
 mod vhost;
 
 pub use action::{
-    Chosen, ClusterChoice, ClusterRef, Forward, HashPolicies, HostRewrite, Mirror, PathRewrite,
-    RouteAction, RouteLimit, Timeouts, WeightedCluster, WeightedClusters,
+    Chosen, ClusterChoice, ClusterRef, Forward, GrpcLimit, HashPolicies, HostRewrite, Mirror,
+    PathRewrite, RouteAction, RouteLimit, Timeouts, WeightedCluster, WeightedClusters,
 };
 pub use hash::{CookieSpec, HashOutcome, HashPolicy};
 pub use meltemi_filters::header_ops::{AppendAction, HeaderOps};

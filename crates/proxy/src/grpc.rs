@@ -1,6 +1,8 @@
 //! What HTTP says in the words of gRPC, and the other way round.
 
-use meltemi_filters::head::{Known, ResponseHead};
+use std::time::Duration;
+
+use meltemi_filters::head::{Known, RequestHead, ResponseHead};
 
 /// What a gRPC status would be in HTTP. Source: Envoy `Grpc::Utility::grpcToHttpStatus`.
 fn http_of_grpc(status: &str) -> u16 {
@@ -29,6 +31,31 @@ pub fn effective_status(is_grpc: bool, response: &ResponseHead) -> u16 {
     }
 }
 
+/// What `grpc-timeout` asks for; `None` if it is absent or malformed.
+pub fn timeout_of(head: &RequestHead) -> Option<Duration> {
+    head.fields().known(Known::GrpcTimeout).and_then(timeout)
+}
+
+/// `8S`, `100m`, ... Source: gRPC over HTTP/2, "Timeout".
+fn timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+
+    Some(match unit {
+        b'H' => Duration::from_secs(number * 3600),
+        b'M' => Duration::from_secs(number * 60),
+        b'S' => Duration::from_secs(number),
+        b'm' => Duration::from_millis(number),
+        // Limits are kept in milliseconds; one that is shorter is not none.
+        b'u' => Duration::from_millis(number.div_ceil(1000)),
+        b'n' => Duration::from_millis(number.div_ceil(1_000_000)),
+        _ => return None,
+    })
+}
+
 /// gRPC's percent encoding of messages.
 pub fn percent(text: &[u8]) -> String {
     use std::fmt::Write;
@@ -51,5 +78,14 @@ mod tests {
     #[test]
     fn grpc_messages_are_percent_encoded() {
         assert_eq!(percent("a b%\u{e9}\n".as_bytes()), "a b%25%C3%A9%0A");
+    }
+
+    #[test]
+    fn timeouts_have_units() {
+        assert_eq!(timeout(b"8S"), Some(Duration::from_secs(8)));
+        assert_eq!(timeout(b"100m"), Some(Duration::from_millis(100)));
+        assert_eq!(timeout(b"S"), None);
+        assert_eq!(timeout(b"999999999S"), None);
+        assert_eq!(timeout(b"1n"), Some(Duration::from_millis(1)));
     }
 }

@@ -14,12 +14,13 @@ use meltemi_filters::http::{
 };
 use meltemi_filters::{Cause, LocalReply, RequestHead, ResponseHead};
 use meltemi_proxy_config::http::HttpConnectionManager;
-use meltemi_proxy_config::route::RouteDecision;
+use meltemi_proxy_config::route::{Chosen, RouteDecision};
 
 use self::hold::{Gathered, Held};
 use crate::body::BodyIn;
 use crate::counts::HttpCounts;
 use crate::downstream::{ChainView, Downstream};
+use crate::grpc;
 use crate::record::StreamInfo;
 use crate::respond::Responder;
 use crate::worker::Worker;
@@ -125,7 +126,7 @@ pub async fn request(
                 Step::Continue => break,
                 Step::Reply(reply) => return Err(Stop::Reply(reply)),
                 Step::Call(call) => {
-                    let limits = limits(inputs, info);
+                    let limits = limits(inputs, head, info);
                     let call = call::perform(inputs.worker, inputs.conn, call);
                     next = Next::Called(tokio::select! {
                         result = hold::within(limits, call) => match result {
@@ -137,7 +138,7 @@ pub async fn request(
                 }
                 Step::Hold(hold) => {
                     responder.invite_body();
-                    hold_request(inputs, slot, hold, &mut held, body, info).await?;
+                    hold_request(inputs, slot, hold, &mut held, head, body, info).await?;
                     next = Next::Held;
                 }
             }
@@ -178,10 +179,11 @@ async fn hold_request(
     slot: &HttpFilterSlot,
     hold: Hold,
     held: &mut Held,
+    head: &RequestHead,
     body: &mut BodyIn<'_>,
     info: &mut StreamInfo,
 ) -> Result<(), Stop> {
-    let limits = limits(inputs, info);
+    let limits = limits(inputs, head, info);
     let gathered = held.gather(hold, body, limits).await;
     if held.is_whole() {
         let ended = info.request_end.get().unwrap_or_else(Instant::now);
@@ -206,9 +208,16 @@ async fn hold_request(
 }
 
 /// How long a request may wait at a filter, for its body or for an answer.
-fn limits(inputs: FilterInputs<'_>, info: &StreamInfo) -> hold::Limits {
+fn limits(inputs: FilterInputs<'_>, head: &RequestHead, info: &StreamInfo) -> hold::Limits {
     let http = inputs.http;
     let is_arrived = info.request_end.get().is_some();
+    let stream = match inputs.decision.map(|decision| decision.chosen) {
+        Some(Chosen::Forward(forward)) => {
+            let own = &forward.action.timeouts;
+            own.stream(http.max_stream_duration, grpc::timeout_of(head))
+        }
+        _ => http.max_stream_duration,
+    };
 
     hold::Limits {
         idle: http.stream_idle_timeout,
@@ -217,7 +226,7 @@ fn limits(inputs: FilterInputs<'_>, info: &StreamInfo) -> hold::Limits {
             .request_timeout
             .filter(|_| !is_arrived)
             .map(|limit| info.start + limit),
-        stream: http.max_stream_duration.map(|limit| info.start + limit),
+        stream: stream.map(|limit| info.start + limit),
         is_arrived,
     }
 }

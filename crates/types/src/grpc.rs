@@ -34,6 +34,9 @@ pub struct GrpcCode(u8);
 pub struct GrpcCodeError(String);
 
 impl GrpcCode {
+    /// The deadline passed before the call ended: 4.
+    pub const DEADLINE_EXCEEDED: Self = Self(4);
+
     /// The code with this number; `None` above 16.
     pub fn from_number(number: u32) -> Option<Self> {
         let code = u8::try_from(number).ok()?;

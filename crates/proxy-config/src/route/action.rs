@@ -128,13 +128,40 @@ pub struct Timeouts {
     pub request: Option<Duration>,
     /// The longest time without bytes in either direction.
     pub idle: RouteLimit,
-    /// The upper bound of `grpc-timeout`, whose value then replaces `request`; zero means no bound,
-    /// and `None` that `grpc-timeout` is not looked at.
-    pub max_grpc: Option<Duration>,
-    /// Subtracted from `grpc-timeout`.
-    pub grpc_offset: Duration,
+    /// How `grpc-timeout` counts; `None`: not at all.
+    pub grpc: Option<GrpcLimit>,
     /// The age at which the stream is ended.
     pub max_stream: RouteLimit,
+    /// Limits count from the beginning of the stream, and `grpc` bounds its age, not the response.
+    /// Envoy: the route has a `max_stream_duration`.
+    pub of_stream: bool,
+}
+
+/// How the request's `grpc-timeout` counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrpcLimit {
+    /// The upper bound; `None`: no bound.
+    pub max: Option<Duration>,
+    /// Subtracted from it.
+    pub offset: Duration,
+}
+
+impl Timeouts {
+    /// The age at which a stream is ended, given the connection manager's limit and the request's
+    /// `grpc-timeout`. `None`: no limit. Source: Envoy `ActiveStream::refreshDurationTimeout`.
+    pub fn stream(
+        &self,
+        manager: Option<Duration>,
+        grpc_timeout: Option<Duration>,
+    ) -> Option<Duration> {
+        match (self.grpc.filter(|_| self.of_stream), grpc_timeout) {
+            (Some(grpc), Some(asked)) => {
+                let capped = grpc.max.map_or(asked, |max| asked.min(max));
+                Some(capped.saturating_sub(grpc.offset))
+            }
+            _ => self.max_stream.or(manager),
+        }
+    }
 }
 
 /// A time limit that a route sets, lifts, or leaves to its connection manager.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use meltemi_filters::head::{Known, RequestHead};
 use meltemi_filters::http::Router;
 use meltemi_proxy_config::http::HttpConnectionManager;
-use meltemi_proxy_config::route::RouteAction;
+use meltemi_proxy_config::route::{GrpcLimit, RouteAction};
 
+use crate::grpc;
 use crate::upstream::cluster::WorkerCluster;
 
 /// Durations, as configuration and the request's own headers set them.
@@ -40,17 +41,16 @@ impl Timeouts {
         router: &Router,
     ) -> Self {
         let own = &action.timeouts;
-        let max_grpc = own.max_grpc.filter(|_| head.is_grpc());
+        let asked_by_grpc = grpc::timeout_of(head);
+        let of_response = own.grpc.filter(|_| head.is_grpc() && !own.of_stream);
         let mut total = own.request.unwrap_or_default();
+        if let Some(limit) = of_response {
+            total = of_grpc(asked_by_grpc, limit);
+        }
 
-        if let Some(max) = max_grpc {
-            total = of_grpc(
-                head.fields()
-                    .known(Known::GrpcTimeout)
-                    .and_then(grpc_timeout),
-                own.grpc_offset,
-                max,
-            );
+        let stream = own.stream(http.max_stream_duration, asked_by_grpc);
+        if own.of_stream && head.is_grpc() {
+            tell_grpc_stream(head, stream, http.max_stream_duration);
         }
 
         let asked = |known| millis(head.fields().known_str(known)?);
@@ -78,9 +78,9 @@ impl Timeouts {
             per_try: per_try
                 .filter(set)
                 .filter(|per_try| total.is_none_or(|total| *per_try < total)),
-            tells_grpc: max_grpc.is_some(),
+            tells_grpc: of_response.is_some(),
             idle: own.idle.or(http.stream_idle_timeout),
-            stream: own.max_stream.or(http.max_stream_duration),
+            stream,
             request: http.request_timeout,
             upstream: cluster.entry.cluster.http.max_stream_duration,
         }
@@ -112,15 +112,33 @@ impl Timeouts {
         }
 
         if self.tells_grpc {
-            let (number, unit) = to_grpc(left);
-            let mut value = [0; 24];
-            let digits = digits.format(number).as_bytes();
-            value[..digits.len()].copy_from_slice(digits);
-            value[digits.len()] = unit;
-            head.fields_mut()
-                .set("grpc-timeout", &value[..=digits.len()]);
+            set_grpc_timeout(head, left);
         }
     }
+}
+
+/// Tells the upstream of a gRPC call how old the stream may become. Source: Envoy
+/// `ActiveStream::refreshDurationTimeout`: where the route lifts the connection manager's limit, the
+/// client's own `grpc-timeout` goes, too.
+fn tell_grpc_stream(head: &mut RequestHead, stream: Option<Duration>, manager: Option<Duration>) {
+    match stream {
+        Some(limit) => {
+            set_grpc_timeout(head, u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        }
+        None if manager.is_some() => _ = head.fields_mut().remove_known(Known::GrpcTimeout),
+        None => {}
+    }
+}
+
+fn set_grpc_timeout(head: &mut RequestHead, ms: u64) {
+    let (number, unit) = to_grpc(ms);
+    let mut digits = itoa::Buffer::new();
+    let mut value = [0; 24];
+    let digits = digits.format(number).as_bytes();
+    value[..digits.len()].copy_from_slice(digits);
+    value[digits.len()] = unit;
+    head.fields_mut()
+        .set("grpc-timeout", &value[..=digits.len()]);
 }
 
 fn millis(text: &str) -> Option<Duration> {
@@ -129,15 +147,17 @@ fn millis(text: &str) -> Option<Duration> {
 
 /// What `grpc-timeout` asks for, less the offset unless nothing would be left, and no more than the
 /// maximum. 0: no limit.
-fn of_grpc(asked: Option<Duration>, offset: Duration, max: Duration) -> Duration {
+fn of_grpc(asked: Option<Duration>, GrpcLimit { max, offset }: GrpcLimit) -> Duration {
     let asked = asked.unwrap_or_default();
     let asked = if offset < asked {
         asked - offset
     } else {
         asked
     };
-    let is_beyond = !max.is_zero() && (asked.is_zero() || asked > max);
-    if is_beyond { max } else { asked }
+    match max {
+        Some(max) if asked.is_zero() || asked > max => max,
+        _ => asked,
+    }
 }
 
 /// Milliseconds in eight digits of the smallest unit that has room for them.
@@ -151,37 +171,12 @@ fn to_grpc(ms: u64) -> (u64, u8) {
     fits.unwrap_or(((ms / 3_600_000).min(MOST), b'H'))
 }
 
-/// `8S`, `100m`, ... Source: gRPC over HTTP/2, "Timeout".
-fn grpc_timeout(value: &[u8]) -> Option<Duration> {
-    let (unit, digits) = value.split_last()?;
-    if digits.is_empty() || digits.len() > 8 {
-        return None;
-    }
-    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
-
-    Some(match unit {
-        b'H' => Duration::from_secs(number * 3600),
-        b'M' => Duration::from_secs(number * 60),
-        b'S' => Duration::from_secs(number),
-        b'm' => Duration::from_millis(number),
-        // Limits are kept in milliseconds; one that is shorter is not none.
-        b'u' => Duration::from_millis(number.div_ceil(1000)),
-        b'n' => Duration::from_millis(number.div_ceil(1_000_000)),
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn grpc_timeouts_have_units() {
-        assert_eq!(grpc_timeout(b"8S"), Some(Duration::from_secs(8)));
-        assert_eq!(grpc_timeout(b"100m"), Some(Duration::from_millis(100)));
-        assert_eq!(grpc_timeout(b"S"), None);
-        assert_eq!(grpc_timeout(b"999999999S"), None);
-        assert_eq!(grpc_timeout(b"1n"), Some(Duration::from_millis(1)));
+    fn grpc_timeouts_are_written_in_the_smallest_unit_with_room() {
         let units = [
             (1, (1, b'm')),
             (100_000_000, (100_000, b'S')),
@@ -209,7 +204,13 @@ mod tests {
             (None, 0, 0, 0),
         ] {
             assert_eq!(
-                of_grpc(asked.map(s), s(offset), s(max)),
+                of_grpc(
+                    asked.map(s),
+                    GrpcLimit {
+                        max: Some(s(max)).filter(|max| !max.is_zero()),
+                        offset: s(offset),
+                    }
+                ),
                 s(wanted),
                 "{asked:?} less {offset} of {max}"
             );

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use meltemi_filters::{Cause, ResponseFlag};
+use meltemi_types::GrpcCode;
 use tokio::time::Instant;
 
 use super::durations::Timeouts;
@@ -95,6 +96,11 @@ impl Limit {
             Self::Upstream => "upstream_max_stream_duration_reached",
             Self::Drain => "connection_drained",
         }
+    }
+
+    /// The status for gRPC, where it is not that of the HTTP status.
+    pub fn grpc_status(self) -> Option<u32> {
+        (self == Self::Stream).then(|| GrpcCode::DEADLINE_EXCEEDED.number())
     }
 
     /// Envoy's words for the client.

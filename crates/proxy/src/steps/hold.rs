@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use meltemi_filters::http::{Beyond, Event, Hold};
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
+use meltemi_types::GrpcCode;
 
 use super::Stop;
 use crate::body::BodyIn;
@@ -124,34 +125,25 @@ pub(super) fn failed(error: BodyError) -> Stop {
 /// The answer to a request that waited too long, in Envoy's words.
 pub(super) fn too_slow(limits: &Limits, chain: &Arc<str>) -> LocalReply {
     let is_over = |end: Option<Instant>| end.is_some_and(|end| Instant::now() >= end);
-    let (name, body, details, flag) = if is_over(limits.request) {
-        (
-            "request timeout",
-            "request timeout",
-            "request_overall_timeout",
-            None,
-        )
-    } else if is_over(limits.stream) {
-        (
-            "max stream duration",
-            "downstream duration timeout",
-            "max_duration_timeout",
-            None,
-        )
-    } else {
-        (
-            "stream idle timeout",
-            "stream timeout",
-            "stream_idle_timeout",
-            Some(ResponseFlag::StreamIdleTimeout),
-        )
+    let status = if limits.is_arrived { 504 } else { 408 };
+    let reply = |name, body: &'static str, details: &'static str| {
+        LocalReply::new(status, body, details, Cause::Timeout(name, chain.clone()))
     };
 
-    let status = if limits.is_arrived { 504 } else { 408 };
-    let mut reply = LocalReply::new(status, body, details, Cause::Timeout(name, chain.clone()));
-    reply.flag = flag;
-
-    reply
+    if is_over(limits.request) {
+        let name = "request timeout";
+        reply(name, "request timeout", "request_overall_timeout")
+    } else if is_over(limits.stream) {
+        let body = "downstream duration timeout";
+        LocalReply {
+            grpc_status: Some(GrpcCode::DEADLINE_EXCEEDED.number()),
+            ..reply("max stream duration", body, "max_duration_timeout")
+        }
+    } else {
+        let name = "stream idle timeout";
+        reply(name, "stream timeout", "stream_idle_timeout")
+            .flagged(ResponseFlag::StreamIdleTimeout)
+    }
 }
 
 /// The answer in place of a response whose body a filter could not hold.

@@ -322,11 +322,39 @@ fn routes() -> Vec<route::Route> {
         route
     };
 
+    let of_stream = |max: Option<u64>, offset: Option<u64>, longest: Option<u64>| {
+        move |action: &mut route::RouteAction| {
+            let millis = |n: u64| duration(Duration::from_millis(n));
+            action.timeout = Some(duration(Duration::from_secs(77)));
+            action.max_stream_duration = Some(route::route_action::MaxStreamDuration {
+                max_stream_duration: longest.map(millis),
+                grpc_timeout_header_max: max.map(millis),
+                grpc_timeout_header_offset: offset.map(millis),
+            });
+        }
+    };
+
     vec![
         answered("/answered/down", to(DOWN)),
         answered("/answered/missing", to("no-such-cluster")),
         answered("/answered/here", direct(418, "short and stout")),
         answered("/answered/denied", to(ONE)),
+        answered(
+            "/answered/deadline",
+            to_with(SILENT, of_stream(Some(100), None, None)),
+        ),
+        on(
+            exact("/stream/grpc"),
+            to_with(ONE, of_stream(Some(30_000), Some(2_000), None)),
+        ),
+        on(
+            exact("/stream/free"),
+            to_with(ONE, of_stream(Some(0), None, None)),
+        ),
+        on(
+            exact("/stream/age"),
+            to_with(SILENT, of_stream(None, None, Some(100))),
+        ),
         on(exact("/exact"), to(ONE)),
         on(
             prefix("/old/"),
@@ -719,6 +747,37 @@ const CASES: &[(&str, &str, &str)] = &[
     ("answered-missing", "GET /answered/missing", ""),
     ("answered-here", "GET /answered/here", ""),
     ("answered-denied", "GET /answered/denied\nx-deny: 1", ""),
+    (
+        "stream-deadline",
+        "POST /answered/deadline\ncontent-type: application/grpc\ngrpc-timeout: 90S",
+        "x",
+    ),
+    (
+        "stream-deadline-of-no-grpc",
+        "GET /answered/deadline\ngrpc-timeout: 50m",
+        "",
+    ),
+    ("stream-age", "GET /stream/age", ""),
+    (
+        "stream-grpc",
+        "POST /stream/grpc\ncontent-type: application/grpc\ngrpc-timeout: 20S",
+        "x",
+    ),
+    (
+        "stream-grpc-long",
+        "POST /stream/grpc\ncontent-type: application/grpc\ngrpc-timeout: 100S",
+        "x",
+    ),
+    (
+        "stream-grpc-none",
+        "POST /stream/grpc\ncontent-type: application/grpc",
+        "x",
+    ),
+    (
+        "stream-grpc-free",
+        "POST /stream/free\ncontent-type: application/grpc\ngrpc-timeout: 40000H",
+        "x",
+    ),
     ("expected", "GET /expected", ""),
     ("expected-per-try", "GET /expected/try", ""),
     ("expected-per-try-long", "GET /expected/long", ""),

@@ -12,7 +12,8 @@ use crate::convert::{
 };
 use crate::http_filter::FilterShared;
 use crate::route::action::{
-    HashPolicies, HostRewrite, Mirror, PathRewrite, RouteLimit, Timeouts, WeightedClusters,
+    GrpcLimit, HashPolicies, HostRewrite, Mirror, PathRewrite, RouteLimit, Timeouts,
+    WeightedClusters,
 };
 use crate::route::{ClusterChoice, ClusterRef, HashPolicy, RouteAction};
 use crate::upgrade::Upgrades;
@@ -286,11 +287,20 @@ impl Timeouts {
             grpc_timeout_header_offset,
         } = message.max_stream_duration.unwrap_or_default();
 
+        // With the newer field, Envoy looks at neither the older ones nor `timeout`.
+        let of_stream = message.max_stream_duration.is_some();
         #[expect(deprecated, reason = "Istio sends the older fields")]
-        let (max_grpc, grpc_offset) = (
-            grpc_timeout_header_max.or(message.max_grpc_timeout),
-            grpc_timeout_header_offset.or(message.grpc_timeout_offset),
-        );
+        let (max_grpc, grpc_offset) = match of_stream {
+            true => (grpc_timeout_header_max, grpc_timeout_header_offset),
+            false => (message.max_grpc_timeout, message.grpc_timeout_offset),
+        };
+        let grpc_offset = scope.duration("grpc_timeout_offset", grpc_offset.as_ref())?;
+        let grpc = scope
+            .duration("max_grpc_timeout", max_grpc.as_ref())?
+            .map(|max| GrpcLimit {
+                max: Some(max).filter(|max| !max.is_zero()),
+                offset: grpc_offset.unwrap_or_default(),
+            });
 
         let route_limit = |field: &str, value: Option<&_>| {
             Ok(match scope.duration(field, value)? {
@@ -306,13 +316,12 @@ impl Timeouts {
                 message.timeout.as_ref(),
                 Some(std::time::Duration::from_secs(15)),
                 scope,
-            )?,
+            )?
+            .filter(|_| !of_stream),
             idle: route_limit("idle_timeout", message.idle_timeout.as_ref())?,
-            max_grpc: scope.duration("max_grpc_timeout", max_grpc.as_ref())?,
-            grpc_offset: scope
-                .duration("grpc_timeout_offset", grpc_offset.as_ref())?
-                .unwrap_or_default(),
+            grpc,
             max_stream: route_limit("max_stream_duration", max_stream_duration.as_ref())?,
+            of_stream,
         })
     }
 }

@@ -96,8 +96,8 @@ impl Failure {
         {
             Some((limit, slow)) => {
                 let status = match limit {
-                    Limit::Total | Limit::PerTry | Limit::PerTryIdle => 504,
-                    Limit::Idle | Limit::Stream | Limit::Upstream => slow,
+                    Limit::Total | Limit::PerTry | Limit::PerTryIdle | Limit::Upstream => 504,
+                    Limit::Idle | Limit::Stream => slow,
                     Limit::Request => 408,
                     Limit::Drain => 503,
                 };
@@ -143,6 +143,7 @@ impl Failure {
         let body = Bytes::from(body.into_owned());
         let mut reply = LocalReply::new(status, body, details, self.cause);
         reply.flag = self.flag;
+        reply.grpc_status = self.limit.and_then(|(limit, _)| limit.grpc_status());
 
         // Envoy: every request that a circuit breaker drops.
         Box::new(match self.flag {
