@@ -13,14 +13,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use meltemi_types::{Cidr, Keepalive};
+use meltemi_web::Places;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::dialler::Dialler;
 use crate::services::Services;
 
-/// Maximum number of relayed connections; further ones wait in the listener's backlog.
+/// Maximum number of relayed connections; a further one takes the place of the eldest of the
+/// workload that has most.
 const CONNECTIONS: usize = 4096;
 
 /// Decides where a redirected connection goes, and carries it there.
@@ -35,16 +37,11 @@ pub(crate) struct Relay {
 
 /// Accepts connections for ever.
 pub(crate) async fn serve(listener: TcpListener, relay: Relay) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::new(CONNECTIONS);
     let relay = Arc::new(relay);
     loop {
-        let permit = Arc::clone(&permits)
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed");
-
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "relay cannot accept");
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -53,22 +50,26 @@ pub(crate) async fn serve(listener: TcpListener, relay: Relay) {
         };
 
         let relay = Arc::clone(&relay);
-        tokio::spawn(async move {
-            relay.carry(stream).await;
-            drop(permit);
-        });
+        let mut place = places.admit(Some(peer.ip()));
+        tokio::spawn(async move { relay.carry(stream, place.lost()).await });
     }
 }
 
 impl Relay {
-    /// Connects to the original destination and copies until both sides are closed. A failure on
-    /// either side resets both, so that the application sees an error instead of a clean end.
-    async fn carry(&self, inner: TcpStream) {
+    /// Connects to the original destination and copies until both sides are closed, or `lost` is
+    /// ready. A failure on either side resets both, so that the application sees an error instead of
+    /// a clean end.
+    async fn carry(&self, inner: TcpStream, lost: impl Future<Output = ()>) {
         let Some(to) = original_destination(&inner) else {
             return reset(&inner);
         };
-        match self.dial(&inner, to).await {
-            Ok(outer) => copy(inner, outer).await,
+        let mut lost = std::pin::pin!(lost);
+        let dialled = tokio::select! {
+            dialled = self.dial(&inner, to) => dialled,
+            () = &mut lost => return reset(&inner),
+        };
+        match dialled {
+            Ok(outer) => copy_until(inner, outer, lost).await,
             Err(error) => {
                 tracing::debug!(%to, %error, "cannot connect");
                 reset(&inner);
@@ -94,12 +95,20 @@ impl Relay {
 }
 
 /// Copies until both sides are closed. A failure on either side resets both.
-pub(crate) async fn copy(mut inner: TcpStream, mut outer: TcpStream) {
+pub(crate) async fn copy(inner: TcpStream, outer: TcpStream) {
+    copy_until(inner, outer, std::future::pending()).await;
+}
+
+/// Like [`copy`]; resets both sides when `lost` is ready.
+async fn copy_until(mut inner: TcpStream, mut outer: TcpStream, lost: impl Future<Output = ()>) {
     for stream in [&inner, &outer] {
         let _ = (stream.set_nodelay(true), keep_alive(stream));
     }
-    let copied = tokio::io::copy_bidirectional(&mut inner, &mut outer).await;
-    if copied.is_err() {
+    let copied = tokio::select! {
+        copied = tokio::io::copy_bidirectional(&mut inner, &mut outer) => copied.is_ok(),
+        () = lost => false,
+    };
+    if !copied {
         reset(&inner);
         reset(&outer);
     }
@@ -133,7 +142,42 @@ pub(crate) fn reset(stream: &TcpStream) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+
+    /// Both ends of a connection, the accepted one first.
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let (accepted, client) = tokio::join!(listener.accept(), client);
+        (accepted.unwrap().0, client.unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_eldest_connection_of_the_greediest_workload_is_reset_for_a_newcomer() {
+        let places = Places::new(2);
+        let mut held = Vec::new();
+        for workload in [2, 2, 3] {
+            let (inner, application) = pair().await;
+            let (remote, outer) = pair().await;
+            let mut place = places.admit(Some([10, 44, 0, workload].into()));
+            tokio::spawn(async move { copy_until(inner, outer, place.lost()).await });
+            held.push((application, remote));
+        }
+
+        let (mut application, mut remote) = held.remove(0);
+        for end in [&mut application, &mut remote] {
+            let read = tokio::time::timeout(Duration::from_secs(10), end.read_u8());
+            let error = read.await.expect("an end").expect_err("no clean end");
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        }
+
+        for (application, remote) in &mut held {
+            application.write_all(b"a").await.unwrap();
+            assert_eq!(remote.read_u8().await.unwrap(), b'a');
+        }
+    }
 
     #[tokio::test]
     async fn a_remote_that_vanished_is_noticed() {
