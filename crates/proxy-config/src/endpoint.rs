@@ -6,7 +6,7 @@ use std::sync::Arc;
 use meltemi_filters::matcher::Fraction;
 use meltemi_filters::metadata::{Metadata, Value};
 use meltemi_filters::{Rejection, Scope};
-use meltemi_lb::{Balancer, Config, Health, Host, LocalitySpec};
+use meltemi_lb::{Balancer, Config, Health, Host, LocalitySpec, SubsetMatch};
 use meltemi_proto::envoy::config::core::v3::HealthStatus;
 use meltemi_proto::envoy::config::endpoint::v3 as proto;
 use meltemi_types::Locality;
@@ -351,6 +351,20 @@ impl Endpoint {
             locality: self.locality,
             priority: self.priority,
         }
+    }
+
+    /// Whether its metadata (`envoy.lb`) has all of these values; of a list one element is enough.
+    pub fn has_metadata(&self, wanted: &SubsetMatch) -> bool {
+        let Some(Value::Struct(fields)) = self.metadata.filter("envoy.lb") else {
+            return false;
+        };
+        let is = |value: &Value, wanted: &str| *crate::convert::canonical_value(value) == *wanted;
+
+        wanted.iter().all(|(key, wanted)| match fields.get(key) {
+            Some(Value::List(values)) => values.iter().any(|value| is(value, wanted)),
+            Some(value) => is(value, wanted),
+            None => false,
+        })
     }
 
     fn host(&self, hash_by_hostname: bool) -> Host {

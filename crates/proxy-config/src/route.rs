@@ -18,7 +18,7 @@ pub use action::{
 pub use hash::{CookieSpec, HashOutcome, HashPolicy};
 pub use meltemi_filters::header_ops::{AppendAction, HeaderOps};
 pub use redirect::{DirectResponse, Redirect};
-pub use retry::{AttemptFailure, RetryOn, RetryPolicy};
+pub use retry::{AttemptFailure, RateLimitedBackoff, RetryOn, RetryPolicy};
 pub use table::{Position, RouteContext, RouteDecision, RouteSettings, RouteTable};
 pub use vhost::{PathMatch, RequireTls, Route, RouteMatch, Target, VirtualHost};
 

@@ -14,9 +14,9 @@ use crate::downstream::Downstream;
 use crate::uuid::uuid;
 use crate::worker::Worker;
 
-/// Fields by which the mesh steers its own proxies, beside those with a [`Known`] of their own. Source:
-/// Envoy `mutateRequestHeaders`.
-const EDGE_ONLY: [&str; 7] = [
+/// Fields by which the mesh steers its own proxies, beside those with a [`Known`] of their own: they
+/// are removed from all requests from outside. Source: Envoy `mutateRequestHeaders`.
+const FROM_INSIDE: [&str; 7] = [
     "x-envoy-force-trace",
     "x-envoy-hedge-on-per-try-timeout",
     "x-envoy-ip-tags",
@@ -24,6 +24,12 @@ const EDGE_ONLY: [&str; 7] = [
     "x-envoy-retriable-header-names",
     "x-envoy-upstream-alt-stat-name",
     "x-envoy-upstream-rq-timeout-alt-response",
+];
+
+/// Fields that the edge of the mesh removes as well.
+const FROM_MESH: [&str; 2] = [
+    "x-envoy-downstream-service-cluster",
+    "x-envoy-downstream-service-node",
 ];
 
 /// The client, after a look at `x-forwarded-for`.
@@ -49,14 +55,16 @@ pub fn request(
     let client = forwarded(http, conn, head);
     let edge = !client.internal && http.use_remote_address;
     if client.internal {
-        if !head.fields().has(Known::XEnvoyInternal) {
-            head.fields_mut().append("x-envoy-internal", b"true");
-        }
+        head.fields_mut().set("x-envoy-internal", b"true");
     } else {
         let fields = head.fields_mut();
+        // Most requests have no field of Envoy's, and cost one look at their names.
+        fields.retain(|name, _| {
+            let is_ours = name.starts_with("x-envoy-")
+                && (FROM_INSIDE.contains(&name) || edge && FROM_MESH.contains(&name));
+            !is_ours
+        });
         if edge {
-            // Most requests have no field of Envoy's, and cost one look at their names.
-            fields.retain(|name, _| !(name.starts_with("x-envoy-") && EDGE_ONLY.contains(&name)));
             fields.remove_known(Known::XEnvoyDecoratorOperation);
             fields.remove_known(Known::XEnvoyOriginalPath);
             fields.set(

@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use meltemi_filters::head::{HttpVersion, Known, RequestHead};
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
-use meltemi_proxy_config::route::RouteAction;
+use meltemi_proxy_config::route::{RetryPolicy, RouteAction};
 
 use self::attempt::{Client, Forwarding};
 use self::attempts::attempts;
 use self::durations::Timeouts;
-use self::headers::rewrite;
+use self::headers::{remove_asking, rewrite};
 use self::plan::Plan;
 use self::retry::Retries;
 use self::timeout::Clocks;
@@ -57,10 +57,12 @@ pub async fn forward(
 
     let http = exchange.http;
     let router = &http.filters.router;
-    let policy = action.retry.as_deref().filter(|policy| policy.admits(head));
     let timeouts = Timeouts::of(exchange.http, action, head, &cluster, router);
     timeouts.tell(head, Duration::ZERO, router.suppress_envoy_headers);
     rewrite(exchange, plan, head, router.suppress_envoy_headers);
+    // Envoy looks for these headers after the route has changed the request's.
+    let policy = RetryPolicy::of_request(action.retry.as_deref(), head);
+    remove_asking(head);
     let hash = hash(exchange, plan, head);
 
     let live = &cluster.entry.live;
@@ -102,7 +104,7 @@ pub async fn forward(
         body: &mut body,
         responder,
     };
-    let mut retries = Retries::new(policy);
+    let mut retries = Retries::new(policy.as_deref());
     let result = attempts(&forwarding, exchange, head, &mut client, &mut retries).await;
 
     body.settle();

@@ -280,6 +280,7 @@ async fn connect(
             hash,
             subset,
             tried: &tried,
+            omitted: &[],
             attempts: 3,
             failed_priorities: &[],
             original: conn.info.original_destination(),

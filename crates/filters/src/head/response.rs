@@ -15,6 +15,21 @@ pub struct ResponseHead {
     pub version: HttpVersion,
 }
 
+/// Every number of three digits, so that a status is lent like any other field.
+static STATUSES: [[u8; 3]; 1000] = {
+    let mut all = [[0; 3]; 1000];
+    let mut at = 0;
+    while at < 1000 {
+        all[at] = [
+            b'0' + (at / 100) as u8,
+            b'0' + (at / 10 % 10) as u8,
+            b'0' + (at % 10) as u8,
+        ];
+        at += 1;
+    }
+    all
+};
+
 impl ResponseHead {
     /// A head with a status and no field.
     pub fn of(status: u16) -> Self {
@@ -51,9 +66,16 @@ impl ResponseHead {
     /// A field, or `:status`, first line.
     pub fn get(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         if name == ":status" {
-            return Some(Cow::Owned(self.status.to_string().into_bytes()));
+            return Some(Cow::Borrowed(self.status_text()));
         }
         self.fields.get(name).map(Cow::Borrowed)
+    }
+
+    /// The three digits of the status.
+    pub fn status_text(&self) -> &'static [u8] {
+        STATUSES
+            .get(usize::from(self.status))
+            .map_or(b"", |digits| digits.as_slice())
     }
 
     /// A field's first line as text; see [`Fields::get_str`].

@@ -29,7 +29,8 @@ impl HeaderSource for Fields {
 
 impl HeaderSource for ResponseHead {
     fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
-        self.fields().get_all(name)
+        let status = (name == ":status").then(|| self.status_text());
+        status.into_iter().chain(self.fields().get_all(name))
     }
 }
 
@@ -108,6 +109,16 @@ impl HeaderMatch {
             invert: message.invert_match,
             missing_is_empty: message.treat_missing_header_as_empty,
         })
+    }
+
+    /// Matches a head that has the field.
+    pub fn present(name: &str) -> Self {
+        Self {
+            name: name.to_ascii_lowercase().into(),
+            kind: Kind::Present(true),
+            invert: false,
+            missing_is_empty: false,
+        }
     }
 
     /// Compiles a list of matchers, all of which must match.

@@ -1,12 +1,16 @@
 //! Retry policies.
 
+mod asked;
+mod compile;
+mod reset_header;
+
 use std::time::Duration;
 
 use meltemi_filters::matcher::HeaderMatch;
-use meltemi_filters::{Rejection, RequestHead, ResponseHead, Scope};
-use meltemi_proto::envoy::config::route::v3 as proto;
+use meltemi_filters::{RequestHead, ResponseHead};
+use meltemi_lb::SubsetMatch;
 
-use crate::convert::{duration_or, limit, not_honoured, number};
+pub use reset_header::RateLimitedBackoff;
 
 /// `RetryPolicy`, compiled.
 #[derive(Debug, Clone)]
@@ -29,8 +33,13 @@ pub struct RetryPolicy {
     pub backoff_base: Duration,
     /// The upper bound of every back-off. Default ten times the base.
     pub backoff_max: Duration,
+    /// The back-off that a response may ask for; `None`: its headers are not looked at.
+    pub rate_limited_backoff: Option<RateLimitedBackoff>,
     /// Another endpoint than those that were tried is chosen, if there is one.
     pub avoid_previous_hosts: bool,
+    /// An endpoint whose metadata (`envoy.lb`) matches one of these is not chosen for a retry, if
+    /// there is another one.
+    pub omitted_hosts: Box<[SubsetMatch]>,
     /// The number of attempts at a priority after which the next one is used; `None`: priorities
     /// are chosen as for a first attempt.
     pub previous_priorities: Option<u32>,
@@ -75,6 +84,9 @@ retry_on! {
 }
 
 impl RetryOn {
+    /// The conditions on a gRPC status.
+    const GRPC: Self = Self(0b11111 << 11);
+
     /// Whether all of `other` is in this set.
     pub fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
@@ -83,6 +95,16 @@ impl RetryOn {
     /// The conditions of both sets.
     fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// The conditions that are in both sets.
+    fn within(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// The conditions that are not in the other set.
+    fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// Whether nothing is retried.
@@ -122,68 +144,6 @@ pub enum AttemptFailure {
 }
 
 impl RetryPolicy {
-    pub(super) fn compile(
-        message: &proto::RetryPolicy,
-        scope: &mut Scope,
-    ) -> Result<Self, Rejection> {
-        let proto::RetryPolicy {
-            retry_on,
-            num_retries,
-            per_try_timeout,
-            per_try_idle_timeout,
-            retry_priority,
-            retry_host_predicate,
-            retry_options_predicates,
-            host_selection_retry_max_attempts,
-            retriable_status_codes,
-            retry_back_off,
-            rate_limited_retry_back_off,
-            retriable_headers,
-            retriable_request_headers,
-            refresh_cluster_on_retry,
-        } = message;
-
-        not_honoured!(
-            scope,
-            retry_options_predicates,
-            rate_limited_retry_back_off,
-            refresh_cluster_on_retry,
-        );
-
-        let (on, status_codes) = compile_conditions(retry_on, retriable_status_codes, scope);
-        let (backoff_base, backoff_max) = compile_backoff(retry_back_off.as_ref(), scope)?;
-
-        Ok(Self {
-            on,
-            num_retries: number(num_retries.as_ref(), 1),
-            per_try_timeout: limit("per_try_timeout", per_try_timeout.as_ref(), None, scope)?,
-            per_try_idle_timeout: limit(
-                "per_try_idle_timeout",
-                per_try_idle_timeout.as_ref(),
-                None,
-                scope,
-            )?,
-            status_codes,
-            response_headers: HeaderMatch::compile_all(
-                "retriable_headers",
-                retriable_headers,
-                scope,
-            )?,
-            request_headers: HeaderMatch::compile_all(
-                "retriable_request_headers",
-                retriable_request_headers,
-                scope,
-            )?,
-            backoff_base,
-            backoff_max,
-            avoid_previous_hosts: compile_host_predicates(retry_host_predicate, scope),
-            previous_priorities: compile_priority(retry_priority.as_ref(), scope)?,
-            host_selection_attempts: u32::try_from(*host_selection_retry_max_attempts)
-                .unwrap_or(0)
-                .max(1),
-        })
-    }
-
     /// Whether requests like this one may be retried at all.
     pub fn admits(&self, head: &RequestHead) -> bool {
         self.request_headers.is_empty()
@@ -235,9 +195,7 @@ impl RetryPolicy {
             return true;
         }
 
-        const GRPC: RetryOn = RetryOn(0b11111 << 11);
-
-        if self.on.0 & GRPC.0 == 0 {
+        if self.on.0 & RetryOn::GRPC.0 == 0 {
             return false;
         }
 
@@ -265,107 +223,10 @@ impl RetryPolicy {
     }
 }
 
-/// The conditions, and the statuses that are retried. Numbers among the words of `retry_on` are
-/// Istio's spelling of a retriable status.
-fn compile_conditions(
-    retry_on: &str,
-    statuses: &[u32],
-    scope: &mut Scope,
-) -> (RetryOn, Box<[u16]>) {
-    let mut codes: Vec<u16> = statuses
-        .iter()
-        .filter_map(|code| u16::try_from(*code).ok())
-        .collect();
-
-    let mut unknown = Vec::new();
-    let mut on = RetryOn::parse(retry_on, |word| unknown.push(word.to_owned()));
-    for word in unknown {
-        match word.parse().ok().filter(|code| (100..600).contains(code)) {
-            Some(code) => {
-                codes.push(code);
-                on = on.union(RetryOn::RETRIABLE_STATUS_CODES);
-            }
-            None => scope.warn("retry_on", format!("unknown condition {word:?}")),
-        }
-    }
-
-    (on, codes.into())
-}
-
-/// Whether endpoints that were tried are avoided.
-fn compile_host_predicates(
-    messages: &[proto::retry_policy::RetryHostPredicate],
-    scope: &mut Scope,
-) -> bool {
-    let mut avoid = false;
-    for (index, predicate) in messages.iter().enumerate() {
-        match predicate.name.as_str() {
-            "envoy.retry_host_predicates.previous_hosts" => avoid = true,
-            name => scope.warn(
-                &format!("retry_host_predicate[{index}]"),
-                format!("{name:?} is not honoured"),
-            ),
-        }
-    }
-
-    avoid
-}
-
-/// The number of attempts at a priority, if priorities that failed are left.
-fn compile_priority(
-    message: Option<&proto::retry_policy::RetryPriority>,
-    scope: &mut Scope,
-) -> Result<Option<u32>, Rejection> {
-    use meltemi_proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
-    use proto::retry_policy::retry_priority::ConfigType;
-
-    let Some(proto::retry_policy::RetryPriority { name, config_type }) = message else {
-        return Ok(None);
-    };
-    if !name.ends_with("previous_priorities") {
-        scope.warn("retry_priority", format!("{name:?} is not honoured"));
-        return Ok(None);
-    }
-
-    let update_frequency = match config_type {
-        Some(ConfigType::TypedConfig(any)) => {
-            scope
-                .unpack::<PreviousPrioritiesConfig>(any)?
-                .update_frequency
-        }
-        None => 1,
-    };
-
-    Ok(Some(u32::try_from(update_frequency).unwrap_or(1).max(1)))
-}
-
-/// The bound of the first back-off, and the bound of all.
-fn compile_backoff(
-    message: Option<&proto::retry_policy::RetryBackOff>,
-    scope: &Scope,
-) -> Result<(Duration, Duration), Rejection> {
-    let proto::retry_policy::RetryBackOff {
-        base_interval,
-        max_interval,
-    } = message.copied().unwrap_or_default();
-
-    let base = duration_or(
-        "retry_back_off.base_interval",
-        base_interval.as_ref(),
-        Duration::from_millis(25),
-        scope,
-    )?;
-    let max = scope.duration("retry_back_off.max_interval", max_interval.as_ref())?;
-
-    if max.is_some_and(|max| max < base) {
-        return scope.refuse("retry_back_off.max_interval is less than base_interval");
-    }
-
-    Ok((base, max.unwrap_or(base * 10)))
-}
-
 #[cfg(test)]
 mod tests {
+    use meltemi_proto::envoy::config::route::v3 as proto;
+
     use super::*;
 
     fn policy(retry_on: &str) -> RetryPolicy {
@@ -373,7 +234,7 @@ mod tests {
             retry_on: retry_on.into(),
             ..Default::default()
         };
-        RetryPolicy::compile(&message, &mut Scope::new()).expect("compiles")
+        RetryPolicy::compile(&message, &mut meltemi_filters::Scope::new()).expect("compiles")
     }
 
     #[test]

@@ -83,6 +83,7 @@ fn pick(
         hash: forwarding.hash,
         subset: forwarding.plan.forward.metadata_match(),
         tried: retries.avoided(),
+        omitted: retries.omitted(),
         attempts: policy.map_or(1, |policy| policy.host_selection_attempts),
         failed_priorities: retries.failed_priorities(),
         original: exchange.conn.info.original_destination(),
@@ -151,7 +152,7 @@ async fn send_attempt(
         Ok(start) => start,
         Err(unanswered) => return end_of(exchange, unanswered),
     };
-    let verdict = match attempt.judge(&start, retries) {
+    let verdict = match attempt.judge(&start, retries, worker.random()) {
         Judgement::Deliver(verdict) => verdict,
         Judgement::Retry => return AttemptEnd::Again,
         Judgement::Refuse(failure) => return AttemptEnd::Failed(failure),
@@ -258,13 +259,15 @@ async fn pause(
     exchange: &mut Exchange<'_>,
     head: &mut RequestHead,
     client: &mut Client<'_, '_, '_>,
-    retries: &Retries<'_>,
+    retries: &mut Retries<'_>,
 ) -> Result<Option<Ended>, Reply> {
     let Some(policy) = retries.policy() else {
         return Ok(None);
     };
     let clocks = forwarding.clocks;
-    let pause = policy.backoff(retries.done(), exchange.worker.random());
+    let pause = retries
+        .take_asked_pause()
+        .unwrap_or_else(|| policy.backoff(retries.done(), exchange.worker.random()));
     let limit = tokio::select! {
         biased;
         limit = clocks.sleep(pause) => limit,

@@ -8,6 +8,7 @@ use meltemi_filters::http::Router;
 use meltemi_proxy_config::http::HttpConnectionManager;
 use meltemi_proxy_config::route::{GrpcLimit, RouteAction};
 
+use super::headers::TIMEOUT_ALT_RESPONSE;
 use crate::grpc;
 use crate::upstream::cluster::WorkerCluster;
 
@@ -28,6 +29,8 @@ pub struct Timeouts {
     pub request: Option<Duration>,
     /// See [`super::timeout::Limit::Upstream`].
     pub upstream: Option<Duration>,
+    /// A request whose time is up is answered 204.
+    pub has_alt_response: bool,
 }
 
 impl Timeouts {
@@ -83,6 +86,7 @@ impl Timeouts {
             stream,
             request: http.request_timeout,
             upstream: cluster.entry.cluster.http.max_stream_duration,
+            has_alt_response: head.fields().contains(TIMEOUT_ALT_RESPONSE),
         }
     }
 
@@ -92,6 +96,8 @@ impl Timeouts {
         let Some(limit) = self.per_try.or(self.total) else {
             return;
         };
+        // Envoy counts whole milliseconds.
+        let elapsed = elapsed - Duration::from_nanos(u64::from(elapsed.subsec_nanos() % 1_000_000));
         let left = match self.total {
             // 0 would mean no limit.
             Some(total) if elapsed >= total => Duration::from_millis(1),

@@ -1,13 +1,16 @@
 //! The headers, path and host that a route, its virtual host, its table and its weighted cluster
 //! change on the way up and down.
 
-use meltemi_filters::head::RequestHead;
+use meltemi_filters::head::{Known, RequestHead};
 use meltemi_proxy_config::route::RouteDecision;
 
 use super::plan::Plan;
 use crate::exchange::state::Exchange;
 use crate::log_facts::{LogFacts, NO_LOG_TYPE};
 use crate::upstream::cluster::WorkerHost;
+
+/// A request that carries this is answered 204, not 504, when its time is up.
+pub const TIMEOUT_ALT_RESPONSE: &str = "x-envoy-upstream-rq-timeout-alt-response";
 
 /// Request headers, path: once, before the first attempt.
 pub fn rewrite(exchange: &Exchange<'_>, plan: &Plan<'_>, head: &mut RequestHead, suppress: bool) {
@@ -37,6 +40,33 @@ pub fn rewrite(exchange: &Exchange<'_>, plan: &Plan<'_>, head: &mut RequestHead,
     if let (Some(original), false) = (original, suppress) {
         head.fields_mut()
             .set("x-envoy-original-path", original.as_bytes());
+    }
+}
+
+/// Removes the headers by which a request steers the router itself. The upstream is not to repeat
+/// them to the next proxy. Source: Envoy `RetryStateImpl::create` and `Filter::decodeHeaders`.
+pub fn remove_asking(head: &mut RequestHead) {
+    const KNOWN: [Known; 4] = [
+        Known::XEnvoyRetryOn,
+        Known::XEnvoyRetryGrpcOn,
+        Known::XEnvoyMaxRetries,
+        Known::XEnvoyRetriableStatusCodes,
+    ];
+    const OTHERS: [&str; 4] = [
+        TIMEOUT_ALT_RESPONSE,
+        "x-envoy-hedge-on-per-try-timeout",
+        "x-envoy-retriable-header-names",
+        "x-envoy-upstream-alt-stat-name",
+    ];
+
+    let fields = head.fields_mut();
+    for known in KNOWN {
+        fields.remove_known(known);
+    }
+
+    let asks = |name: &str| name.starts_with("x-envoy-") && OTHERS.contains(&name);
+    if fields.iter().any(|(name, _)| asks(name)) {
+        fields.retain(|name, _| !asks(name));
     }
 }
 

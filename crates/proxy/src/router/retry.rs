@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meltemi_filters::ResponseFlag;
+use meltemi_filters::head::ResponseHead;
+use meltemi_lb::SubsetMatch;
 use meltemi_proxy_config::cluster::RetryBudget;
 use meltemi_proxy_config::route::RetryPolicy;
 
@@ -33,6 +35,7 @@ pub struct Retries<'a> {
     permit: Option<Permit>,
     tried: Vec<SocketAddr>,
     failed_priorities: Vec<u32>,
+    asked_pause: Option<Duration>,
     /// The request was sent again because a pooled connection was closed.
     is_resent: bool,
 }
@@ -72,6 +75,7 @@ impl<'a> Retries<'a> {
             permit: None,
             tried: Vec::new(),
             failed_priorities: Vec::new(),
+            asked_pause: None,
             is_resent: false,
         }
     }
@@ -92,6 +96,25 @@ impl<'a> Retries<'a> {
             Some(policy) if policy.avoid_previous_hosts => &self.tried,
             _ => &[],
         }
+    }
+
+    /// Metadata of endpoints that the next attempt avoids.
+    pub fn omitted(&self) -> &[SubsetMatch] {
+        match self.policy {
+            Some(policy) if self.done > 0 => &policy.omitted_hosts,
+            _ => &[],
+        }
+    }
+
+    /// Notes the pause that a response asks for which is retried, where the policy looks for one.
+    pub fn note_asked_pause(&mut self, response: &ResponseHead, now: Duration, random: u64) {
+        let policy = self.policy.and_then(|p| p.rate_limited_backoff.as_ref());
+        self.asked_pause = policy.and_then(|backoff| backoff.asked(response, now, random));
+    }
+
+    /// The pause that the response before asked for; it counts once.
+    pub fn take_asked_pause(&mut self) -> Option<Duration> {
+        self.asked_pause.take()
     }
 
     /// Priorities that the next attempt leaves out.
@@ -186,7 +209,9 @@ mod tests {
             request_headers: Box::default(),
             backoff_base: Duration::from_millis(25),
             backoff_max: Duration::from_millis(250),
+            rate_limited_backoff: None,
             avoid_previous_hosts: false,
+            omitted_hosts: Box::default(),
             previous_priorities: None,
             host_selection_attempts: 1,
         }

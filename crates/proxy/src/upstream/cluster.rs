@@ -70,6 +70,8 @@ pub struct PickRequest<'a> {
     pub subset: Option<&'a SubsetMatch>,
     /// Endpoints that were tried.
     pub tried: &'a [SocketAddr],
+    /// Metadata of endpoints to avoid.
+    pub omitted: &'a [SubsetMatch],
     /// How often another one is drawn.
     pub attempts: u32,
     /// Priorities to leave out.
@@ -160,7 +162,14 @@ impl WorkerCluster {
         };
 
         let avoid = |host: u32| match self.hosts.get(host as usize) {
-            Some(Some(host)) => request.tried.contains(&host.address),
+            Some(Some(host)) => {
+                let is_omitted = |endpoint: &Arc<Endpoint>| {
+                    let mut omitted = request.omitted.iter();
+                    omitted.any(|metadata| endpoint.has_metadata(metadata))
+                };
+                request.tried.contains(&host.address)
+                    || host.endpoint.as_ref().is_some_and(is_omitted)
+            }
             _ => true,
         };
 
@@ -171,10 +180,9 @@ impl WorkerCluster {
             cursor: &mut cursor,
             subset: request.subset,
             avoid: &avoid,
-            attempts: if request.tried.is_empty() {
-                1
-            } else {
-                request.attempts
+            attempts: match request.tried.is_empty() && request.omitted.is_empty() {
+                true => 1,
+                false => request.attempts,
             },
             failed_priorities: request.failed_priorities,
         });

@@ -200,6 +200,7 @@ fn pick(
         hash: None,
         subset: None,
         tried: &[],
+        omitted: &[],
         attempts: 1,
         failed_priorities: &[],
         original: downstream.and_then(|conn| conn.info.original_destination()),

@@ -1,11 +1,13 @@
 //! Retries as Envoy makes them: the same routes and the same requests through stock Envoy and
 //! through us, beside the outcome that each must have.
 
+mod asked;
 mod bodies;
 
 use std::path::Path;
 use std::time::Duration;
 
+use hcm::http_connection_manager::InternalAddressConfig;
 use meltemi_proto::envoy::config::cluster::v3 as cluster;
 use meltemi_proto::envoy::config::core::v3 as core;
 use meltemi_proto::envoy::config::listener::v3 as proto;
@@ -98,21 +100,27 @@ fn policy(retry_on: &str, retries: u32) -> route::RetryPolicy {
     }
 }
 
+/// The network that counts as the inside of the mesh: 256 addresses.
+fn inside(network: &str) -> Option<InternalAddressConfig> {
+    let range = core::CidrRange {
+        address_prefix: network.into(),
+        prefix_len: Some(UInt32Value { value: 24 }),
+    };
+
+    Some(InternalAddressConfig {
+        cidr_ranges: vec![range],
+        ..Default::default()
+    })
+}
+
 /// A connection manager that believes its clients, and logs to a file.
 fn trusting(log: &str, routes: Vec<route::Route>) -> hcm::HttpConnectionManager {
     let mut table = table("r", routes);
     table.virtual_hosts[0].include_request_attempt_count = true;
-    let loopback = core::CidrRange {
-        address_prefix: "127.0.0.0".into(),
-        prefix_len: Some(UInt32Value { value: 8 }),
-    };
 
     hcm::HttpConnectionManager {
         use_remote_address: Some(BoolValue { value: true }),
-        internal_address_config: Some(hcm::http_connection_manager::InternalAddressConfig {
-            cidr_ranges: vec![loopback],
-            ..Default::default()
-        }),
+        internal_address_config: inside("127.0.0.0"),
         access_log: vec![log_as(log, LINE)],
         ..manager(inline(table))
     }

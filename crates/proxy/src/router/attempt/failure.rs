@@ -27,7 +27,7 @@ pub struct Failure {
     pub transport: String,
     /// What caused it.
     pub cause: Cause,
-    /// A time limit passed, and the status that says so where it depends on who was slow.
+    /// A time limit passed, and the status that says so.
     pub limit: Option<(Limit, u16)>,
     /// Whether the request may be sent again outside the retry policy.
     pub resend: Resend,
@@ -39,7 +39,21 @@ impl Failure {
     /// A time limit passed.
     pub fn limit(limit: Limit, route: &Arc<str>, clocks: &Clocks) -> Self {
         // A client that has not sent all yet is itself the slow one.
-        let waits_for_client = !clocks.is_uploaded();
+        let slow = match clocks.is_uploaded() {
+            true => 504,
+            false => 408,
+        };
+        let status = match limit {
+            Limit::Total | Limit::PerTry | Limit::PerTryIdle
+                if clocks.timeouts().has_alt_response =>
+            {
+                204
+            }
+            Limit::Total | Limit::PerTry | Limit::PerTryIdle | Limit::Upstream => 504,
+            Limit::Idle | Limit::Stream => slow,
+            Limit::Request => 408,
+            Limit::Drain => 503,
+        };
         Self {
             kind: limit
                 .is_of_attempt()
@@ -48,7 +62,7 @@ impl Failure {
             reason: "",
             transport: String::new(),
             cause: clocks.cause(limit, route),
-            limit: Some((limit, if waits_for_client { 408 } else { 504 })),
+            limit: Some((limit, status)),
             resend: Resend::No,
             blames_host: limit == Limit::Total || limit.is_of_attempt(),
         }
@@ -94,14 +108,12 @@ impl Failure {
     pub fn reply(self, is_retried: bool) -> Box<LocalReply> {
         let (status, body, details): (u16, Cow<'static, str>, Cow<'static, str>) = match self.limit
         {
-            Some((limit, slow)) => {
-                let status = match limit {
-                    Limit::Total | Limit::PerTry | Limit::PerTryIdle | Limit::Upstream => 504,
-                    Limit::Idle | Limit::Stream => slow,
-                    Limit::Request => 408,
-                    Limit::Drain => 503,
+            Some((limit, status)) => {
+                let body = match status {
+                    204 => "",
+                    _ => limit.body(),
                 };
-                (status, limit.body().into(), limit.details().into())
+                (status, body.into(), limit.details().into())
             }
             None if self.flag == Some(ResponseFlag::DownstreamProtocolError) => {
                 (400, "Bad Request".into(), "http1.codec_error".into())

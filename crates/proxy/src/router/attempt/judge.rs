@@ -1,6 +1,6 @@
 //! Whether a response goes to the client, or another attempt is made in its place.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use meltemi_filters::ResponseFlag;
 use meltemi_filters::head::ResponseHead;
@@ -34,7 +34,13 @@ pub fn switches(start: &ResponseStart, response: &ResponseHead) -> bool {
 
 impl Attempt<'_, '_> {
     /// Tells outlier detection how the endpoint answered, and decides what becomes of the response.
-    pub fn judge(&self, start: &ResponseStart, retries: &mut Retries<'_>) -> Judgement {
+    /// `random` lengthens the back-off that the response asks for.
+    pub fn judge(
+        &self,
+        start: &ResponseStart,
+        retries: &mut Retries<'_>,
+        random: u64,
+    ) -> Judgement {
         let forwarding = self.forwarding;
         let status = effective_status(self.head.is_grpc(), &self.response);
         let result = HostResult::Status(status);
@@ -59,7 +65,12 @@ impl Attempt<'_, '_> {
         match decide(forwarding, retries, |policy| {
             policy.retries_response(&self.response)
         }) {
-            Verdict::Granted => Judgement::Retry,
+            Verdict::Granted => {
+                let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+                let now = since_1970.unwrap_or_default();
+                retries.note_asked_pause(&self.response, now, random);
+                Judgement::Retry
+            }
             verdict => Judgement::Deliver(verdict),
         }
     }
