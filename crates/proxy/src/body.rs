@@ -471,7 +471,7 @@ pub async fn pump(
         if ended {
             let mut trailers = from.trailers().await.map_err(PumpError::Read)?;
             if let Some(tee) = tee {
-                tee.borrow_mut().end();
+                tee.borrow_mut().end(trailers.as_ref());
             }
             if let Some(trailers) = &mut trailers {
                 on_trailers(trailers);

@@ -10,7 +10,10 @@ pub mod retry;
 pub mod timeout;
 
 use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use meltemi_filters::head::{HttpVersion, Known, RequestHead};
@@ -27,6 +30,7 @@ use self::timeout::Clocks;
 use crate::body::BodyIn;
 use crate::body::tee::{DEFAULT_LIMIT, Lost, Tee};
 use crate::exchange::state::{Ended, Exchange};
+use crate::record::StreamInfo;
 use crate::respond::Responder;
 use crate::upstream::cluster::WorkerCluster;
 use crate::upstream::live::Resource;
@@ -75,12 +79,7 @@ pub async fn forward(
         )));
     };
 
-    let mirrors = mirror::chosen(
-        action,
-        plan.forward.weighted,
-        exchange.worker.random(),
-        head,
-    );
+    let mirrors = mirror::chosen(exchange, plan, head);
     let has_body = !body.is_empty();
     let keeps = (policy.is_some() || !mirrors.is_empty()) && has_body;
     let tee = keeps.then(|| {
@@ -107,17 +106,55 @@ pub async fn forward(
     let mut retries = Retries::new(policy.as_deref());
     let result = attempts(&forwarding, exchange, head, &mut client, &mut retries).await;
 
+    // Without an endpoint Envoy mirrors nothing either.
+    let is_mirrored = !mirrors.is_empty() && exchange.info.upstream.is_some();
+    if let (true, Some(tee)) = (is_mirrored, &tee) {
+        read_on(&mut body, tee, &exchange.info).await;
+    }
+
     body.settle();
     let copy = tee.map(RefCell::into_inner);
     let lost = copy.as_ref().and_then(Tee::lost);
     if lost.and_then(Lost::reason).is_some() {
         cluster.counts.copies_abandoned.inc();
     }
-    if !mirrors.is_empty() {
-        mirror::fire(exchange.worker, exchange.conn, &mirrors, head, copy);
+    if is_mirrored {
+        let (worker, limit) = (exchange.worker, clocks.timeouts().total);
+        mirror::fire(worker, exchange.conn, mirrors, copy, limit);
     }
 
     result
+}
+
+/// Copies the part of the body that is here already and that no upstream has taken, without waiting
+/// for more: mirrors get a request although its own upstream could not be reached.
+async fn read_on(body: &mut BodyIn<'_>, tee: &RefCell<Tee>, info: &StreamInfo) {
+    let is_done = || tee.borrow().is_whole() || tee.borrow().lost().is_some();
+    if is_done() {
+        return;
+    }
+
+    let rest = async {
+        while let Ok(Some(piece)) = body.next().await {
+            info.received
+                .set(info.received.get() + piece.as_slice().len() as u64);
+            tee.borrow_mut().see(piece.as_slice());
+            if is_done() {
+                return;
+            }
+        }
+        if body.is_empty()
+            && let Ok(trailers) = body.trailers().await
+        {
+            tee.borrow_mut().end(trailers.as_ref());
+        }
+    };
+    let mut rest = pin!(rest);
+    poll_fn(|cx| {
+        let _ = rest.as_mut().poll(cx);
+        Poll::Ready(())
+    })
+    .await;
 }
 
 /// How many bytes of a request's body are kept for another attempt or a mirror. As in Envoy the

@@ -202,6 +202,8 @@ pub struct Mirror {
     pub keep_host: bool,
     /// Replaces the host of the copy.
     pub host_rewrite: Option<Arc<str>>,
+    /// Changes the headers of the copy.
+    pub request_headers: HeaderOps,
 }
 
 /// What the route of one request does with it.

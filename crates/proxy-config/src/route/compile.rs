@@ -65,12 +65,7 @@ impl RouteTable {
 
         // A route that names a plugin is refused by itself. A route to an unknown cluster is
         // answered 503, whatever `validate_clusters` says.
-        not_honoured!(
-            scope,
-            cluster_specifier_plugins,
-            vhds,
-            request_mirror_policies,
-        );
+        not_honoured!(scope, cluster_specifier_plugins, vhds);
         scope.unsupported(
             "validate_clusters",
             boolean(validate_clusters.as_ref(), false),
@@ -102,8 +97,13 @@ impl RouteTable {
             metadata: Metadata::from_option(metadata.as_ref()),
         };
 
+        let general = TableWide {
+            name,
+            mirrors: request_mirror_policies,
+            body_limit,
+        };
         let hosts = scope.each("virtual_hosts", virtual_hosts, |scope, host| {
-            VirtualHost::compile(host, name, body_limit, shared, scope).map(Arc::new)
+            VirtualHost::compile(host, &general, shared, scope).map(Arc::new)
         })?;
 
         Self::assemble(name.as_str().into(), Arc::new(settings), hosts)
@@ -114,8 +114,7 @@ impl RouteTable {
 impl VirtualHost {
     fn compile(
         message: &proto::VirtualHost,
-        table: &str,
-        body_limit: usize,
+        table: &TableWide<'_>,
         shared: &FilterShared,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
@@ -163,17 +162,20 @@ impl VirtualHost {
             include_is_timeout_retry_header,
         );
 
-        let owner = format!("{table}/{name}");
+        let owner = format!("{}/{name}", table.name);
         let general = HostWide {
             retry: compile_retry(retry_policy.as_ref(), scope)?,
-            mirrors: request_mirror_policies,
+            mirrors: match request_mirror_policies.is_empty() {
+                true => table.mirrors,
+                false => request_mirror_policies,
+            },
             copy_limits: CopyLimits::of(
                 request_body_buffer_limit.as_ref(),
                 per_request_buffer_limit_bytes.as_ref(),
             ),
             request_attempt_count: *include_request_attempt_count,
             response_attempt_count: *include_attempt_count_in_response,
-            body_limit,
+            body_limit: table.body_limit,
         };
 
         let domains = scope.each("domains", domains, |scope, domain| {
@@ -221,6 +223,13 @@ impl RequireTls {
             Err(_) => scope.refuse(format!("unknown require_tls {requirement}")),
         }
     }
+}
+
+/// The settings of a table that each of its virtual hosts takes over.
+struct TableWide<'m> {
+    name: &'m str,
+    mirrors: &'m [proto::route_action::RequestMirrorPolicy],
+    body_limit: usize,
 }
 
 /// The settings of a virtual host that each of its routes takes over.

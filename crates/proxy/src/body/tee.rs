@@ -1,10 +1,11 @@
-//! The copy of a request's body, for another attempt or a mirror, and how much of such copies a
+//! The copy of a request's body and trailers, for another attempt or a mirror, and how much of such copies a
 //! worker holds.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use http::HeaderMap;
 
 /// Bytes of one body that are kept where configuration says nothing. Source: Envoy's default of
 /// `per_connection_buffer_limit_bytes`.
@@ -35,7 +36,7 @@ impl CopyBudget {
 
 /// Bytes that a copy holds of the worker's budget; dropping this gives them back.
 #[derive(Debug)]
-pub struct Charge {
+struct Charge {
     budget: CopyBudget,
     bytes: usize,
 }
@@ -76,10 +77,23 @@ impl Lost {
     }
 }
 
+/// A whole body with its trailers. It is in the worker's budget for as long as this or a clone of
+/// it lives.
+#[derive(Debug, Clone, Default)]
+pub struct KeptBody {
+    /// The body.
+    pub bytes: Bytes,
+    /// The trailers.
+    pub trailers: Option<HeaderMap>,
+    /// The body's share of the worker's budget.
+    _charge: Option<Rc<Charge>>,
+}
+
 /// A copy of the part of a body that went by so far.
 #[derive(Debug)]
 pub struct Tee {
     bytes: Vec<u8>,
+    trailers: Option<HeaderMap>,
     limit: u64,
     lost: Option<Lost>,
     is_whole: bool,
@@ -91,6 +105,7 @@ impl Tee {
     pub fn new(limit: u64, budget: CopyBudget) -> Self {
         Self {
             bytes: Vec::new(),
+            trailers: None,
             limit,
             lost: None,
             is_whole: false,
@@ -108,9 +123,14 @@ impl Tee {
         self.is_whole
     }
 
-    /// Whether no byte is kept.
+    /// Whether neither a byte nor a trailer is kept.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.bytes.is_empty() && self.trailers.is_none()
+    }
+
+    /// The trailers.
+    pub fn trailers(&self) -> Option<HeaderMap> {
+        self.trailers.clone()
     }
 
     /// The copied bytes from `at` on, or the first of them; `None` at the end.
@@ -121,7 +141,7 @@ impl Tee {
     }
 
     /// Copies a piece of the body that goes by.
-    pub(super) fn see(&mut self, bytes: &[u8]) {
+    pub fn see(&mut self, bytes: &[u8]) {
         if self.lost.is_some() {
             return;
         }
@@ -137,23 +157,31 @@ impl Tee {
         }
     }
 
-    /// The body has gone by to its end.
-    pub(super) fn end(&mut self) {
+    /// The body has gone by to its end. The connection's limit on heads bounds the trailers.
+    pub fn end(&mut self, trailers: Option<&HeaderMap>) {
         self.is_whole = true;
+        if self.lost.is_none() {
+            self.trailers = trailers.cloned();
+        }
     }
 
     /// Drops the copy.
     pub fn give_up(&mut self, why: Lost) {
         self.lost = Some(why);
         self.bytes = Vec::new();
+        self.trailers = None;
         self.charge.set(0);
     }
 
-    /// The body, if all of it was kept, and its share of the budget, to be held as long as the
-    /// body is. `Err` says why there is none, and is `None` for a body that has not ended.
-    pub fn into_body(self) -> Result<(Bytes, Charge), Option<Lost>> {
+    /// The body, if all of it was kept. `Err` says why there is none, and is `None` for a body that
+    /// has not ended.
+    pub fn into_body(self) -> Result<KeptBody, Option<Lost>> {
         match (self.lost, self.is_whole) {
-            (None, true) => Ok((self.bytes.into(), self.charge)),
+            (None, true) => Ok(KeptBody {
+                bytes: self.bytes.into(),
+                trailers: self.trailers,
+                _charge: Some(Rc::new(self.charge)),
+            }),
             (lost, _) => Err(lost),
         }
     }
@@ -190,7 +218,7 @@ mod tests {
             .map(|_| {
                 let mut tee = Tee::new(DEFAULT_LIMIT, budget.clone());
                 tee.see(&vec![0; MIB]);
-                tee.end();
+                tee.end(None);
                 tee.into_body().expect("within the limit")
             })
             .collect();

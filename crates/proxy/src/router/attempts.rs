@@ -107,7 +107,8 @@ fn begin(
     }
 
     let suppress = forwarding.router.suppress_envoy_headers;
-    rewrite_host(forwarding.plan, head, host, suppress);
+    let endpoint = host.endpoint.as_ref().map(|endpoint| &*endpoint.hostname);
+    rewrite_host(forwarding.plan, head, endpoint, suppress);
     let idle = action
         .retry
         .as_ref()

@@ -7,7 +7,6 @@ use meltemi_proxy_config::route::RouteDecision;
 use super::plan::Plan;
 use crate::exchange::state::Exchange;
 use crate::log_facts::{LogFacts, NO_LOG_TYPE};
-use crate::upstream::cluster::WorkerHost;
 
 /// A request that carries this is answered 204, not 504, when its time is up.
 pub const TIMEOUT_ALT_RESPONSE: &str = "x-envoy-upstream-rq-timeout-alt-response";
@@ -70,7 +69,13 @@ pub fn remove_asking(head: &mut RequestHead) {
     }
 }
 
-pub fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost, suppress: bool) {
+/// Rewrites the host as the route says; `endpoint` is the endpoint's own name.
+pub fn rewrite_host(
+    plan: &Plan<'_>,
+    head: &mut RequestHead,
+    endpoint: Option<&str>,
+    suppress: bool,
+) {
     let action = plan.forward.action;
     if action.host_rewrite.is_none()
         && plan
@@ -81,7 +86,6 @@ pub fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost, 
         return;
     }
 
-    let endpoint = host.endpoint.as_ref().map(|endpoint| &*endpoint.hostname);
     let mut new = Vec::new();
 
     if action.rewrite_host(plan.forward.weighted, head, endpoint, &mut new)
@@ -104,7 +108,7 @@ pub fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost, 
 }
 
 /// What templates of headers can ask for.
-fn header_facts<'a>(exchange: &'a Exchange<'_>) -> LogFacts<'a> {
+pub fn header_facts<'a>(exchange: &'a Exchange<'_>) -> LogFacts<'a> {
     LogFacts {
         worker: Some(exchange.worker),
         log_type: Some(NO_LOG_TYPE),

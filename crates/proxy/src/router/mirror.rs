@@ -4,56 +4,60 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use meltemi_filters::head::RequestHead;
-use meltemi_proxy_config::route::{Mirror, RouteAction, WeightedCluster};
+use meltemi_proxy_config::route::Mirror;
 
-use crate::body::tee::{Lost, Tee};
+use super::headers::{header_facts, rewrite_host};
+use super::plan::Plan;
+use crate::body::tee::{KeptBody, Lost, Tee};
 use crate::downstream::Downstream;
+use crate::exchange::state::Exchange;
 use crate::upstream::fetch::{FetchRequest, ResponseBody, fetch};
 use crate::worker::Worker;
 
-/// A mirrored request may take so long.
+/// How long a mirrored request may take where the route has no timeout.
 const LIMIT: Duration = Duration::from_secs(15);
 
-/// A mirror that takes this request.
+/// The copy of a request for one mirror.
 pub struct Shot {
     cluster: Arc<str>,
-    host: Option<String>,
+    head: RequestHead,
 }
 
-/// The mirrors that this request goes to. A mirror sees the host that the route sends, `weighted`
-/// being the cluster that takes the request itself.
-pub fn chosen(
-    action: &RouteAction,
-    weighted: Option<&WeightedCluster>,
-    random: u64,
-    head: &RequestHead,
-) -> Vec<Shot> {
-    if action.mirrors.is_empty() {
+/// The copies for the mirrors that this request goes to, as the route sends it: a host that is
+/// taken from the endpoint is known only once one is chosen, so mirrors see the request's own.
+pub fn chosen(exchange: &Exchange<'_>, plan: &Plan<'_>, head: &RequestHead) -> Vec<Shot> {
+    let mirrors = &plan.forward.action.mirrors;
+    if mirrors.is_empty() {
         return Vec::new();
     }
 
-    // A host taken from the endpoint is known only once one is chosen; Envoy mirrors without it.
-    let mut rewritten = Vec::new();
-    let has_new = action.rewrite_host(weighted, head, None, &mut rewritten);
-    let rewritten = has_new.then(|| String::from_utf8_lossy(&rewritten).into_owned());
-    let sent = rewritten.as_deref().unwrap_or(head.authority());
-    let mut state = random;
+    let mut copy = head.clone();
+    let suppress = exchange.http.filters.router.suppress_envoy_headers;
+    rewrite_host(plan, &mut copy, None, suppress);
+    // Nobody speaks the other protocol with a mirror.
+    copy.remove("upgrade");
+
+    let mut state = exchange.worker.random();
     let hit = |mirror: &&Mirror| mirror.fraction.hits(meltemi_lb::random::next(&mut state));
     let shot = |mirror: &Mirror| {
-        let host = match (&mirror.host_rewrite, mirror.keep_host) {
-            (Some(host), _) => Some(host.to_string()),
-            (None, true) => rewritten.clone(),
-            (None, false) => Some(shadow(sent)),
-        };
+        let mut head = copy.clone();
+        match (&mirror.host_rewrite, mirror.keep_host) {
+            (Some(host), _) => head.set_authority(host),
+            (None, true) => {}
+            (None, false) => head.set_authority(&shadow(copy.authority())),
+        }
+        mirror
+            .request_headers
+            .apply(&mut head, &header_facts(exchange));
+
         Some(Shot {
-            cluster: mirror.cluster.name(head)?.into(),
-            host,
+            cluster: mirror.cluster.name(&copy)?.into(),
+            head,
         })
     };
 
-    action.mirrors.iter().filter(hit).filter_map(shot).collect()
+    mirrors.iter().filter(hit).filter_map(shot).collect()
 }
 
 /// Envoy appends `-shadow` to the host, before a port.
@@ -67,17 +71,18 @@ fn shadow(authority: &str) -> String {
     }
 }
 
-/// Sends the copies, if the whole body was kept. One that is too long for that is counted.
+/// Sends the copies, if the whole body was kept. One that is too long for that is counted. As with
+/// Envoy the route's timeout `limit` is theirs as well.
 pub fn fire(
     worker: &Rc<Worker>,
     conn: &Rc<Downstream>,
-    shots: &[Shot],
-    head: &RequestHead,
+    shots: Vec<Shot>,
     tee: Option<Tee>,
+    limit: Option<Duration>,
 ) {
-    let (body, charge) = match tee.map(Tee::into_body) {
-        None => (Bytes::new(), None),
-        Some(Ok((body, charge))) => (body, Some(Rc::new(charge))),
+    let kept = match tee.map(Tee::into_body) {
+        None => KeptBody::default(),
+        Some(Ok(kept)) => kept,
         Some(Err(lost)) => {
             if let Some(reason) = lost.and_then(Lost::reason) {
                 shots.iter().for_each(|_| worker.causes.unmirrored(reason));
@@ -87,33 +92,21 @@ pub fn fire(
     };
 
     for shot in shots {
-        let mut head = head.clone();
-        // Nobody speaks the other protocol with a mirror.
-        head.remove("upgrade");
-        if let Some(host) = &shot.host {
-            head.set_authority(host);
-        }
-        let (worker, conn, cluster, body) = (
-            worker.clone(),
-            conn.clone(),
-            shot.cluster.clone(),
-            body.clone(),
-        );
-
-        let charge = charge.clone();
+        let (worker, conn, kept) = (worker.clone(), conn.clone(), kept.clone());
         tokio::task::spawn_local(async move {
-            // The body stays in the worker's budget until the last mirror has it.
-            let _charge = charge;
+            // The whole of it moves here, with its share of the worker's budget.
+            let kept = kept;
             let request = FetchRequest {
-                head,
-                body,
-                timeout: LIMIT,
+                head: shot.head,
+                body: kept.bytes.clone(),
+                trailers: kept.trailers.clone(),
+                timeout: limit.unwrap_or(LIMIT),
                 response_body: ResponseBody::Discard,
                 downstream: Some(&conn),
             };
             // The response is discarded, so a failure only matters to an operator who debugs the
             // mirror.
-            if let Err(error) = fetch(&worker, &cluster, request).await {
+            if let Err(error) = fetch(&worker, &shot.cluster, request).await {
                 tracing::debug!(%error, "mirror failed");
             }
         });

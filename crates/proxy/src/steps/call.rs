@@ -37,6 +37,7 @@ async fn fetched(
     let request = FetchRequest {
         head,
         body,
+        trailers: None,
         timeout: timeout.unwrap_or(Duration::MAX),
         response_body: ResponseBody::UpTo(max_response),
         downstream: Some(conn),

@@ -44,6 +44,8 @@ pub struct FetchRequest<'a> {
     pub head: RequestHead,
     /// The whole body.
     pub body: Bytes,
+    /// The trailers after it; those of HTTP/1.1 are dropped.
+    pub trailers: Option<HeaderMap>,
     /// The limit for all of it, from waiting for a connection to the last byte of the response.
     pub timeout: Duration,
     /// What happens to the response's body.
@@ -217,6 +219,7 @@ struct Fetch<'a> {
     host: &'a Rc<WorkerHost>,
     head: RequestHead,
     body: Bytes,
+    trailers: Option<HeaderMap>,
     response_body: ResponseBody,
     downstream: Option<&'a Downstream>,
     phase: Cell<Phase>,
@@ -232,6 +235,7 @@ impl<'a> Fetch<'a> {
         let FetchRequest {
             mut head,
             body,
+            trailers,
             timeout: _,
             response_body,
             downstream,
@@ -250,6 +254,7 @@ impl<'a> Fetch<'a> {
             host,
             head,
             body,
+            trailers,
             response_body,
             downstream,
             phase: Cell::new(Phase::Connect),
@@ -273,7 +278,7 @@ impl<'a> Fetch<'a> {
         let mut is_again = false;
         loop {
             self.phase.set(Phase::Connect);
-            let bodyless = self.body.is_empty();
+            let bodyless = self.is_bodyless();
             let carrier = Carrier::open(self.worker, &connect, &self.head, bodyless).await;
             let carrier = carrier.map_err(|error| not_opened(&error))?;
             let reused = carrier.is_reused();
@@ -292,6 +297,10 @@ impl<'a> Fetch<'a> {
         }
     }
 
+    fn is_bodyless(&self) -> bool {
+        self.body.is_empty() && self.trailers.is_none()
+    }
+
     /// One request and its response on one connection or stream.
     async fn exchange(&self, mut carrier: Carrier) -> Result<FetchResponse, Failed> {
         self.phase.set(Phase::Head);
@@ -306,9 +315,9 @@ impl<'a> Fetch<'a> {
 
         let buffers = &self.worker.buffers;
         let mut response = ResponseHead::default();
-        let (mut source, mut up) = carrier.split(&self.head, self.body.is_empty(), false, buffers);
+        let (mut source, mut up) = carrier.split(&self.head, self.is_bodyless(), false, buffers);
         let (start, whole_upload) = {
-            let mut upload = pin!(upload(&mut up, &self.body));
+            let mut upload = pin!(upload(&mut up, &self.body, &self.trailers));
             let mut uploaded = None;
             let mut reading = pin!(source.head(self.head.method(), &limits, &mut response));
 
@@ -352,12 +361,17 @@ impl<'a> Fetch<'a> {
     }
 }
 
-async fn upload(up: &mut BodyOut<'_>, body: &Bytes) -> std::io::Result<()> {
-    if body.is_empty() {
-        up.finish(None).await
-    } else {
-        up.last(Data::Owned(body.clone())).await
+async fn upload(
+    up: &mut BodyOut<'_>,
+    body: &Bytes,
+    trailers: &Option<HeaderMap>,
+) -> std::io::Result<()> {
+    if trailers.is_none() && !body.is_empty() {
+        return up.last(Data::Owned(body.clone())).await;
     }
+
+    up.data(Data::Owned(body.clone())).await?;
+    up.finish(trailers.clone()).await
 }
 
 async fn read_body(from: &mut BodyIn<'_>, keep: ResponseBody) -> Result<Bytes, Failed> {

@@ -20,6 +20,7 @@ mod limits;
 mod live;
 mod log_words;
 mod metrics;
+mod mirrors;
 mod peer_exchange;
 mod peers;
 mod pools;

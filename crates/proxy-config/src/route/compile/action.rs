@@ -1,5 +1,6 @@
 //! Compiling what a route does with requests that it forwards.
 
+use meltemi_filters::format::Place;
 use meltemi_filters::matcher::{Fraction, Substitution};
 use meltemi_filters::{Rejection, Scope};
 use meltemi_proto::envoy::config::core::v3::RoutingPriority;
@@ -15,7 +16,7 @@ use crate::route::action::{
     GrpcLimit, HashPolicies, HostRewrite, Mirror, PathRewrite, RouteLimit, Timeouts,
     WeightedClusters,
 };
-use crate::route::{ClusterChoice, ClusterRef, HashPolicy, RouteAction};
+use crate::route::{ClusterChoice, ClusterRef, HashPolicy, HeaderOps, RouteAction};
 use crate::upgrade::Upgrades;
 
 impl RouteAction {
@@ -191,7 +192,6 @@ pub(super) fn compile_mirrors(
             // Concerns spans, and no spans are made.
             trace_sampled: _,
         } = message;
-        not_honoured!(scope, request_headers_mutations);
         require_one_line("host_rewrite_literal", host_rewrite_literal, scope)?;
 
         Ok(Mirror {
@@ -204,6 +204,12 @@ pub(super) fn compile_mirrors(
             fraction: Fraction::from_runtime(runtime_fraction.as_ref(), Fraction::ALL),
             keep_host: *disable_shadow_host_suffix_append,
             host_rewrite: non_empty(host_rewrite_literal),
+            request_headers: HeaderOps::compile_mutations(
+                Place::RouteRequest,
+                "request_headers_mutations",
+                request_headers_mutations,
+                scope,
+            )?,
         })
     })
 }

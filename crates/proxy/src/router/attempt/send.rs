@@ -82,7 +82,8 @@ async fn send_body(
     }
 
     if tee.is_some_and(|tee| tee.borrow().is_whole()) || matches!(body, BodyIn::Empty) {
-        return up.finish(None).await.map_err(PumpError::Write);
+        let trailers = tee.and_then(|tee| tee.borrow().trailers());
+        return up.finish(trailers).await.map_err(PumpError::Write);
     }
 
     let messages = messages.map(|messages| &messages.requests);

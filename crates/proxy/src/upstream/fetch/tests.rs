@@ -96,6 +96,7 @@ fn request(method: &str, body: &'static str, most: usize) -> FetchRequest<'stati
     FetchRequest {
         head: RequestHead::of(method, "up.test", "/path"),
         body: Bytes::from_static(body.as_bytes()),
+        trailers: None,
         timeout: Duration::from_secs(5),
         response_body: ResponseBody::UpTo(most),
         downstream: None,
