@@ -7,7 +7,9 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::engine::ArgValueCompleter;
 
 use crate::candidates;
+use crate::jsonpath::Path;
 use crate::output::Output;
+use crate::view::View;
 
 /// A service mesh in one binary: on this machine without Kubernetes and without root, configured by
 /// Istio's YAML.
@@ -283,9 +285,22 @@ pub struct GetArgs {
     /// Show only objects with these labels: KEY=VALUE, KEY!=VALUE or KEY, separated by commas
     #[arg(short = 'l', long, value_name = "LABELS")]
     pub selector: Option<String>,
-    /// Output format
-    #[arg(short, long, value_enum)]
-    pub output: Option<Output>,
+    /// Show only objects with these fields: FIELD=VALUE or FIELD!=VALUE, separated by commas
+    #[arg(long, value_name = "FIELDS")]
+    pub field_selector: Option<String>,
+    /// Sort by a field, such as .metadata.creationTimestamp; several kinds stay apart
+    #[arg(long, value_name = "PATH", value_parser = jsonpath)]
+    pub sort_by: Option<Path>,
+    /// Show the labels in a last column
+    #[arg(long)]
+    pub show_labels: bool,
+    /// Leave the headings of tables out
+    #[arg(long)]
+    pub no_headers: bool,
+    /// Output format: wide, yaml, json, name, jsonpath=TEMPLATE or
+    /// custom-columns=HEADING:PATH,...
+    #[arg(short, long, value_name = "FORMAT", value_parser = view)]
+    pub output: Option<View>,
 }
 
 /// Arguments of `delete`.
@@ -465,6 +480,14 @@ fn publication(text: &str) -> Result<Publication, String> {
         port: parse(port)?,
         machine,
     })
+}
+
+fn view(text: &str) -> Result<View, String> {
+    View::parse(text).map_err(|error| format!("{error:#}"))
+}
+
+fn jsonpath(text: &str) -> Result<Path, String> {
+    text.parse().map_err(|error| format!("{error:#}"))
 }
 
 /// Parses a duration in Go's format (`30s`, `1h30m`). At least 30 s, so that certificates can be

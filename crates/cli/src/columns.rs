@@ -277,7 +277,8 @@ fn entries(map: &Value) -> String {
     map.as_object().map_or(0, serde_json::Map::len).to_string()
 }
 
-fn labels(map: &Value) -> String {
+/// Labels as `KEY=VALUE`, sorted; `<none>` if there are none.
+pub(crate) fn labels(map: &Value) -> String {
     let sorted: BTreeMap<_, _> = map.as_object().into_iter().flatten().collect();
     let pairs: Vec<_> = sorted
         .into_iter()

@@ -9,6 +9,8 @@ pub mod args;
 mod candidates;
 mod columns;
 mod completion;
+mod jsonpath;
+mod listing;
 mod mesh;
 mod names;
 mod objects;
@@ -17,6 +19,7 @@ mod port_forward;
 mod sources;
 mod status;
 mod table;
+mod view;
 mod workloads;
 
 pub use args::{Cli, Command, ProxyArgs, UpArgs};

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail, ensure};
+use meltemi_types::ObjectRef;
 
 /// One object, or with an empty name all objects of a kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +55,12 @@ pub(crate) fn parse_names(words: &[String]) -> Result<Vec<NamedObject>> {
         .iter()
         .flat_map(|kind| names.iter().map(|name| NamedObject::new(kind, name)))
         .collect())
+}
+
+/// The kind as kubectl prints it before a name: `virtualservice`,
+/// `httproute.gateway.networking.k8s.io`.
+pub(crate) fn resource(object: &ObjectRef) -> String {
+    object.qualified_kind().to_lowercase()
 }
 
 /// Removes the type that kubectl allows before a workload's name, as in `deploy/reviews-v1`.

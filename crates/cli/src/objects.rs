@@ -11,15 +11,15 @@ use meltemi_admin_api::{
     Action, ApplyResponse, ChangeOptions, ClientError, ObjectSelector, ObjectView,
 };
 use meltemi_api::{Kind, not_found};
-use meltemi_types::ObjectRef;
 
 use crate::args::{ApplyArgs, DeleteArgs, GetArgs};
-use crate::columns::{Live, columns, needs_live};
+use crate::columns::{Live, needs_live};
+use crate::listing::{FieldFilter, TableStyle, custom_table, sort, tables};
 use crate::mesh::Mesh;
-use crate::names::{LabelFilter, NamedObject, parse_names};
+use crate::names::{LabelFilter, NamedObject, parse_names, resource};
 use crate::output::{self, Output};
 use crate::sources::Sources;
-use crate::table::Table;
+use crate::view::View;
 
 /// HTTP status of the control plane's answer for an object that does not exist.
 const NOT_FOUND: u16 = 404;
@@ -201,6 +201,11 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
         .as_deref()
         .map(LabelFilter::parse)
         .transpose()?;
+    let fields = args
+        .field_selector
+        .as_deref()
+        .map(FieldFilter::parse)
+        .transpose()?;
 
     let is_named = selectors.iter().all(|selector| !selector.name.is_empty());
     let mut items: Vec<ObjectView> = Vec::new();
@@ -215,48 +220,70 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
 
         // Selectors may overlap, as in `get all vs`: list each object once.
         for item in found {
-            if filter
+            let has_labels = filter
                 .as_ref()
-                .is_none_or(|filter| filter.matches(&labels(&item)))
-                && !items.contains(&item)
-            {
+                .is_none_or(|filter| filter.matches(&labels(&item)));
+            let has_fields = match &fields {
+                Some(fields) => fields.matches(&item.value)?,
+                None => true,
+            };
+            if has_labels && has_fields && !items.contains(&item) {
                 items.push(item);
             }
         }
     }
+    if let Some(path) = &args.sort_by {
+        sort(&mut items, path)?;
+    }
 
     let is_single = is_named && selectors.len() == 1;
-    match args.output {
-        Some(Output::Name) => {
-            for item in &items {
-                output::line(format_args!(
-                    "{}/{}",
-                    resource(&item.object),
-                    item.object.name
-                ))?;
-            }
-        }
-        Some(format @ (Output::Json | Output::Yaml)) => print_values(&items, is_single, format)?,
-        _ if items.is_empty() && !is_named => {
-            output::note(format_args!("No objects found{}.", in_namespace(ns)))
-        }
-        format => {
-            let live = live(mesh, &items).await;
-            let namespaces = args.all_namespaces
-                || items
-                    .iter()
-                    .any(|item| item.object.namespace != items[0].object.namespace);
+    show(mesh, &args, &items, is_single).await?;
 
-            output::text(&tables(
-                &items,
-                &live,
-                namespaces,
-                format == Some(Output::Wide),
-            ))?;
-        }
+    // Formats for programs print an empty list instead.
+    let is_table = matches!(&args.output, None | Some(View::Known(Output::Wide)));
+    if items.is_empty() && !is_named && is_table {
+        output::note(format_args!("No objects found{}.", in_namespace(ns)));
     }
 
     Ok(code)
+}
+
+/// Prints objects in the format that the user wants.
+async fn show(mesh: &Mesh, args: &GetArgs, items: &[ObjectView], is_single: bool) -> Result<()> {
+    let style = TableStyle {
+        namespaces: args.all_namespaces
+            || items
+                .iter()
+                .any(|item| item.object.namespace != items[0].object.namespace),
+        wide: args.output == Some(View::Known(Output::Wide)),
+        labels: args.show_labels,
+        no_headers: args.no_headers,
+    };
+
+    match &args.output {
+        Some(View::Known(Output::Name)) => {
+            for item in items {
+                let kind = resource(&item.object);
+                output::line(format_args!("{kind}/{}", item.object.name))?;
+            }
+        }
+        Some(View::Known(format @ (Output::Json | Output::Yaml))) => {
+            if let Some(value) = together(items, is_single) {
+                output::structured(Some(*format), &value)?;
+            }
+        }
+        Some(View::JsonPath(template)) => {
+            if let Some(value) = together(items, is_single) {
+                output::text(&template.render(&value)?)?;
+            }
+        }
+        Some(View::Columns(columns)) => output::text(&custom_table(items, columns, style)?)?,
+        None | Some(View::Known(Output::Wide)) => {
+            output::text(&tables(items, &live(mesh, items).await, style))?;
+        }
+    }
+
+    Ok(())
 }
 
 /// Prints that an object does not exist, and the namespace of one with the same
@@ -283,22 +310,16 @@ async fn report_missing(mesh: &Mesh, selector: &ObjectSelector) -> Result<()> {
     Ok(())
 }
 
-/// Prints objects as YAML or JSON: a single object by itself (nothing if it does
-/// not exist), several as a `List`.
-fn print_values(items: &[ObjectView], is_single: bool, format: Output) -> Result<()> {
+/// A single object by itself (nothing if it does not exist), several as a `List`.
+fn together(items: &[ObjectView], is_single: bool) -> Option<serde_json::Value> {
     match (items, is_single) {
-        ([only], true) => _ = output::structured(Some(format), &only.value)?,
-        ([], true) => {}
+        ([only], true) => Some(only.value.clone()),
+        ([], true) => None,
         (all, _) => {
             let values: Vec<_> = all.iter().map(|item| &item.value).collect();
-            output::structured(
-                Some(format),
-                &serde_json::json!({"apiVersion": "v1", "kind": "List", "items": values}),
-            )?;
+            Some(serde_json::json!({"apiVersion": "v1", "kind": "List", "items": values}))
         }
     }
-
-    Ok(())
 }
 
 /// Asks the control plane for the objects of a selector; the kind `all` selects
@@ -357,46 +378,6 @@ fn labels(item: &ObjectView) -> BTreeMap<&str, &str> {
         .collect()
 }
 
-/// The kind as kubectl prints it before a name: `virtualservice`,
-/// `httproute.gateway.networking.k8s.io`.
-fn resource(object: &ObjectRef) -> String {
-    object.qualified_kind().to_lowercase()
-}
-
-/// One table per kind. If there are several kinds, names are prefixed with their kind.
-fn tables(items: &[ObjectView], live: &Live, all_namespaces: bool, wide: bool) -> String {
-    let by_kind: Vec<&[ObjectView]> = items
-        .chunk_by(|a, b| a.object.qualified_kind() == b.object.qualified_kind())
-        .collect();
-    let is_mixed = by_kind.len() > 1;
-    let table_of = |items: &&[ObjectView]| {
-        let mut table = Table::default();
-        for (index, item) in items.iter().enumerate() {
-            let object = &item.object;
-            let name = match is_mixed {
-                true => format!("{}/{}", resource(object), object.name),
-                false => object.name.clone(),
-            };
-
-            let namespace = all_namespaces.then(|| ("NAMESPACE", object.namespace.clone()));
-            let columns = namespace
-                .into_iter()
-                .chain([("NAME", name)])
-                .chain(columns(item, live, wide));
-
-            let (headings, cells): (Vec<&str>, Vec<String>) = columns.unzip();
-            if index == 0 {
-                table = Table::new(&headings);
-            }
-            table.row(cells);
-        }
-
-        table.render()
-    };
-
-    by_kind.iter().map(table_of).collect::<Vec<_>>().join("\n")
-}
-
 /// Prints the result of an apply or delete: one line per object, then the diagnostics.
 fn print(response: &ApplyResponse) -> Result<()> {
     let suffix = if response.dry_run { " (dry run)" } else { "" };
@@ -446,56 +427,4 @@ fn selectors_of(sources: &Sources, namespace: &str) -> Result<Vec<ObjectSelector
     };
 
     Ok(parsed.objects.iter().map(select).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn item(kind: &str, name: &str) -> ObjectView {
-        let value = serde_json::json!({"metadata": {"creationTimestamp": "2999-01-01T00:00:00Z"}, "spec": {"host": "x"}});
-        ObjectView {
-            object: ObjectRef::new(kind, "shop", name),
-            value,
-            ..ObjectView::default()
-        }
-    }
-
-    #[test]
-    fn two_kinds_of_one_word_are_told_apart() {
-        let mut foreign = item("Gateway", "web");
-        foreign.object = foreign.object.in_group("gateway.networking.k8s.io");
-        foreign.value["spec"] = serde_json::json!({"gatewayClassName": "istio"});
-
-        assert_eq!(
-            tables(
-                &[item("Gateway", "web"), foreign],
-                &Live::default(),
-                false,
-                false
-            ),
-            "NAME          SELECTOR   PORTS   HOSTS   AGE\ngateway/web   <none>     -       []      0s\n\n\
-             NAME                                    AGE\ngateway.gateway.networking.k8s.io/web   0s\n"
-        );
-    }
-
-    #[test]
-    fn each_kind_has_a_table_of_its_own() {
-        let items = [
-            item("DestinationRule", "a"),
-            item("DestinationRule", "bb"),
-            item("Sidecar", "c"),
-        ];
-
-        assert_eq!(
-            tables(&items[..2], &Live::default(), false, false),
-            "NAME   HOST   AGE\na      x      0s\nbb     x      0s\n"
-        );
-
-        assert_eq!(
-            tables(&items[1..], &Live::default(), true, false),
-            "NAMESPACE   NAME                 HOST   AGE\nshop        destinationrule/bb   x      0s\n\n\
-             NAMESPACE   NAME        AGE\nshop        sidecar/c   0s\n"
-        );
-    }
 }
