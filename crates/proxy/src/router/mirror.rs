@@ -35,6 +35,9 @@ pub fn chosen(exchange: &Exchange<'_>, plan: &Plan<'_>, head: &RequestHead) -> V
     let mut copy = head.clone();
     let suppress = exchange.http.filters.router.suppress_envoy_headers;
     rewrite_host(plan, &mut copy, None, suppress);
+    if plan.forward.action.request_attempt_count {
+        copy.set("x-envoy-attempt-count", b"1");
+    }
     // Nobody speaks the other protocol with a mirror.
     copy.remove("upgrade");
 

@@ -16,13 +16,21 @@ use crate::envoy::{self, Envoy};
 use crate::hostile::soon;
 use crate::peers::{self, Client};
 
+const COUNT: &str = "x-envoy-attempt-count: ";
+
 /// A mirror that tells of each copy which of its header lines the table below is about, and its
 /// body.
 async fn shadow() -> (cluster::Cluster, mpsc::UnboundedReceiver<String>) {
     let (book, copies) = mpsc::unbounded_channel();
     let at = peers::http_server(move |head, body| {
         let shown = |line: &&str| {
-            let names = ["host: ", "x-envoy-original-host: ", "x-new: ", "x-gone: "];
+            let names = [
+                "host: ",
+                "x-envoy-original-host: ",
+                "x-new: ",
+                "x-gone: ",
+                COUNT,
+            ];
             names.iter().any(|name| line.starts_with(name))
         };
         let mut lines: Vec<&str> = head.split("\r\n").filter(shown).collect();
@@ -139,6 +147,7 @@ async fn mirrors_get_what_envoy_sends_them() {
     let listener = || {
         let mut routes = table("r", routes());
         routes.request_mirror_policies = vec![to_shadow()];
+        routes.virtual_hosts[0].include_request_attempt_count = true;
         let mut manager = manager(inline(routes));
         manager.access_log = Vec::new();
         listener("in", vec![http_chain(&manager)])
@@ -149,12 +158,12 @@ async fn mirrors_get_what_envoy_sends_them() {
     assert_eq!(
         we,
         [
-            "/table host: svc-shadow x-gone: 1 ",
-            "/changed host: svc-shadow x-new: 1 ",
-            "/literal host: new.test-shadow x-envoy-original-host: svc ",
-            "/auto host: svc-shadow ",
-            "/down host: svc-shadow ",
-            "/down host: svc-shadow hi",
+            "/table host: svc-shadow x-envoy-attempt-count: 1 x-gone: 1 ",
+            "/changed host: svc-shadow x-envoy-attempt-count: 1 x-new: 1 ",
+            "/literal host: new.test-shadow x-envoy-attempt-count: 1 x-envoy-original-host: svc ",
+            "/auto host: svc-shadow x-envoy-attempt-count: 1 ",
+            "/down host: svc-shadow x-envoy-attempt-count: 1 ",
+            "/down host: svc-shadow x-envoy-attempt-count: 1 hi",
         ]
     );
 
