@@ -67,7 +67,7 @@ pub enum MeshCommand {
     /// Delete configuration objects
     Delete(DeleteArgs),
     /// Show workloads and proxies, their configuration and certificates
-    #[command(alias = "ps", alias = "proxy-status")]
+    #[command(visible_alias = "ps", visible_alias = "proxy-status")]
     Status(StatusArgs),
     /// Print the output of a workload
     Logs(LogsArgs),

@@ -9,6 +9,7 @@ pub mod args;
 mod candidates;
 mod columns;
 mod completion;
+mod habits;
 mod jsonpath;
 mod listing;
 mod mesh;
@@ -24,6 +25,7 @@ mod workloads;
 
 pub use args::{Cli, Command, ProxyArgs, UpArgs};
 pub use completion::{answer_shell, print_completion};
+pub use habits::parse;
 pub use mesh::Mesh;
 pub use output::Output;
 pub use table::age_since;

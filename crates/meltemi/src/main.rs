@@ -14,8 +14,8 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches, Parser};
-use meltemi_cli::{Cli, Command, Mesh};
+use clap::Parser;
+use meltemi_cli::{Command, Mesh};
 
 fn main() -> ExitCode {
     let arguments = as_envoy(std::env::args_os().collect());
@@ -77,7 +77,7 @@ fn run(arguments: &[OsString]) -> anyhow::Result<i32> {
         _ => {}
     }
 
-    let cli = Cli::from_arg_matches(&Cli::command().get_matches_from(arguments))?;
+    let cli = meltemi_cli::parse(arguments);
 
     match cli.command {
         Command::Demo(args) => up::demo(cli.mesh, cli.run_dir, args),
