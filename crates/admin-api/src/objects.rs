@@ -37,6 +37,8 @@ pub enum Action {
     Unchanged,
     /// The object was deleted.
     Deleted,
+    /// The object has no fault of its own; no mesh was asked.
+    Valid,
     /// The object was refused; the diagnostics say why.
     Refused,
 }
@@ -48,6 +50,7 @@ impl std::fmt::Display for Action {
             Self::Configured => "configured",
             Self::Unchanged => "unchanged",
             Self::Deleted => "deleted",
+            Self::Valid => "valid",
             Self::Refused => "refused",
         })
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCompleter;
 
 use crate::candidates;
@@ -246,6 +246,17 @@ pub struct RunArgs {
     pub command: Vec<String>,
 }
 
+/// Whether `apply` only says what it would do, and who says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DryRun {
+    /// Change the mesh.
+    None,
+    /// This command checks each object by itself. No mesh needs to run.
+    Client,
+    /// The control plane checks all objects together with those in force.
+    Server,
+}
+
 /// Arguments of `apply`.
 #[derive(Debug, Clone, Args)]
 pub struct ApplyArgs {
@@ -255,9 +266,18 @@ pub struct ApplyArgs {
     /// Namespace of objects without one
     #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,
-    /// Print what would change, and change nothing
-    #[arg(long)]
-    pub dry_run: bool,
+    /// Print what would change, and change nothing; =client checks each object by itself, without
+    /// a running mesh
+    #[arg(
+        long,
+        value_enum,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "none",
+        default_missing_value = "server",
+        hide_default_value = true
+    )]
+    pub dry_run: DryRun,
     /// Change an object that stands in a file of `up -f` in that file; comments are kept
     #[arg(long)]
     pub write: bool,
@@ -327,6 +347,16 @@ pub struct DeleteArgs {
         conflicts_with = "what"
     )]
     pub files: Vec<PathBuf>,
+    /// Delete the objects of a KIND with these labels: KEY=VALUE, KEY!=VALUE or KEY, separated by
+    /// commas
+    #[arg(
+        short = 'l',
+        long,
+        value_name = "LABELS",
+        requires = "what",
+        conflicts_with = "all"
+    )]
+    pub selector: Option<String>,
     /// Succeed for an object that does not exist
     #[arg(long)]
     pub ignore_not_found: bool,

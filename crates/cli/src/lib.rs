@@ -15,6 +15,7 @@ mod listing;
 mod mesh;
 mod names;
 mod objects;
+mod offline;
 mod output;
 mod port_forward;
 mod sources;

@@ -8,15 +8,16 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use futures_util::{StreamExt as _, stream};
 use meltemi_admin_api::{
-    Action, ApplyResponse, ChangeOptions, ClientError, ObjectSelector, ObjectView,
+    Action, ApplyResponse, ChangeOptions, ClientError, ObjectSelector, ObjectView, Origin,
 };
 use meltemi_api::{Kind, not_found};
 
-use crate::args::{ApplyArgs, DeleteArgs, GetArgs};
+use crate::args::{ApplyArgs, DeleteArgs, DryRun, GetArgs};
 use crate::columns::{Live, needs_live};
 use crate::listing::{FieldFilter, TableStyle, custom_table, sort, tables};
 use crate::mesh::Mesh;
 use crate::names::{LabelFilter, NamedObject, parse_names, resource};
+use crate::offline;
 use crate::output::{self, Output};
 use crate::sources::Sources;
 use crate::view::View;
@@ -27,13 +28,21 @@ const NOT_FOUND: u16 = 404;
 pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
     let sources = Sources::read(&args.files)?;
     let options = ChangeOptions {
-        dry_run: args.dry_run,
+        dry_run: args.dry_run == DryRun::Server,
         write: args.write,
     };
-    let control = mesh.control();
-    let answer = patiently(control.apply(sources.text.clone(), &args.namespace, options)).await;
-
-    let mut response = answer.map_err(|error| mesh.control_error(error))?;
+    let mut response = if args.dry_run == DryRun::Client {
+        let response = offline::check(&sources.text, &args.namespace);
+        ensure!(
+            !response.objects.is_empty() || !response.ok,
+            "the given files hold no object"
+        );
+        response
+    } else {
+        let control = mesh.control();
+        let answer = patiently(control.apply(sources.text.clone(), &args.namespace, options)).await;
+        answer.map_err(|error| mesh.control_error(error))?
+    };
     sources.set_positions(&mut response.diagnostics);
 
     match args.output {
@@ -89,6 +98,8 @@ pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
     let selectors = if args.what.is_empty() {
         let sources = Sources::read(&args.files)?;
         selectors_of(&sources, namespace)?
+    } else if let Some(selector) = &args.selector {
+        labelled(mesh, &args.what, namespace, selector).await?
     } else {
         let select = |NamedObject { kind, name }| ObjectSelector {
             kind,
@@ -134,6 +145,43 @@ pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
     }
 
     Ok(code)
+}
+
+/// Selectors of the objects with labels, in files or applied.
+async fn labelled(
+    mesh: &Mesh,
+    what: &[String],
+    ns: &str,
+    selector: &str,
+) -> Result<Vec<ObjectSelector>> {
+    let filter = LabelFilter::parse(selector)?;
+    let mut found = Vec::new();
+    for NamedObject { kind, name } in parse_names(what)? {
+        ensure!(
+            name.is_empty(),
+            "{kind}/{name}: --selector takes kinds without names"
+        );
+        let all = ObjectSelector {
+            kind,
+            ns: ns.to_owned(),
+            name,
+        };
+        for item in objects(mesh, &all).await? {
+            // The node writes objects of running workloads, and would write them again.
+            if item.origin != Origin::Runtime && filter.matches(&labels(&item)) {
+                found.push(ObjectSelector {
+                    kind: resource(&item.object),
+                    ns: item.object.namespace,
+                    name: item.object.name,
+                });
+            }
+        }
+    }
+
+    if found.is_empty() {
+        output::note("No objects found with these labels.");
+    }
+    Ok(found)
 }
 
 /// Deletes all applied objects, or those of the kinds and names given.

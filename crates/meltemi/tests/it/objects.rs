@@ -66,6 +66,12 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
     // Apply: new, the same, another.
     let dry = mesh.path("dry.yaml");
     fs::write(&dry, teapot("ledger", 418)).expect("a writable folder");
+    let file = dry.display().to_string();
+    assert_eq!(
+        mesh.cli_ok(&["--mesh=nobody", "apply", "--dry-run=client", "-f", &file]),
+        "virtualservice/ledger valid (dry run)\n",
+        "a check by the client needs no mesh"
+    );
     assert!(
         mesh.cli_ok(&["apply", "--dry-run", "-f", &dry.display().to_string()])
             .contains("virtualservice/ledger created (dry run)")
@@ -92,6 +98,40 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
         mesh.cli_ok(&["get", "vs", "-o", "name"]),
         "virtualservice/diary\nvirtualservice/ledger\n"
     );
+
+    for (arguments, expected) in [
+        (
+            &["-o", "jsonpath={range .items[*]}{.metadata.name},{end}"][..],
+            "diary,ledger,",
+        ),
+        (
+            &["--sort-by=.spec.http[0].fault.abort.httpStatus", "-o=name"],
+            "virtualservice/diary\nvirtualservice/ledger\n",
+        ),
+        (
+            &[
+                "-o=custom-columns=N:.metadata.name",
+                "--no-headers",
+                "--field-selector=metadata.name!=diary",
+            ],
+            "ledger\n",
+        ),
+    ] {
+        assert_eq!(
+            mesh.cli_ok(&[&["get", "vs"][..], arguments].concat()),
+            expected
+        );
+    }
+
+    // A label selects what is deleted.
+    let labelled =
+        |name: &str| teapot(name, 418).replace("metadata:", "metadata:\n  labels: {phase: trial}");
+    assert!(apply(&mesh, &labelled("trial")).status.success());
+    assert_eq!(
+        mesh.cli_ok(&["delete", "vs", "-l", "phase=trial"]),
+        "virtualservice/trial deleted\n"
+    );
+    assert!(both(&mesh.cli(&["delete", "vs", "-l", "phase=trial"])).contains("No objects found"));
 
     let json =
         |arguments: &[&str]| serde_json::from_str::<Value>(&mesh.cli_ok(arguments)).expect("JSON");
