@@ -59,10 +59,13 @@ pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
                 ))?;
             }
 
-            output::diagnostics(&response.diagnostics);
+            sources.report(&response.diagnostics);
         }
         format if output::structured(format, &response)? => {}
-        _ => print(&response)?,
+        _ => {
+            print_objects(&response)?;
+            sources.report(&response.diagnostics);
+        }
     }
 
     Ok(i32::from(!response.ok))
@@ -426,8 +429,16 @@ fn labels(item: &ObjectView) -> BTreeMap<&str, &str> {
         .collect()
 }
 
-/// Prints the result of an apply or delete: one line per object, then the diagnostics.
+/// Prints the result of a delete: one line per object, then the diagnostics.
 fn print(response: &ApplyResponse) -> Result<()> {
+    print_objects(response)?;
+    output::diagnostics(&response.diagnostics);
+
+    Ok(())
+}
+
+/// Prints a line for each object that was or would be changed.
+fn print_objects(response: &ApplyResponse) -> Result<()> {
     let suffix = if response.dry_run { " (dry run)" } else { "" };
     for applied in response
         .objects
@@ -448,8 +459,6 @@ fn print(response: &ApplyResponse) -> Result<()> {
         ))?;
     }
 
-    output::diagnostics(&response.diagnostics);
-
     Ok(())
 }
 
@@ -457,7 +466,7 @@ fn print(response: &ApplyResponse) -> Result<()> {
 fn selectors_of(sources: &Sources, namespace: &str) -> Result<Vec<ObjectSelector>> {
     let mut parsed = meltemi_api::parse_in("applied", &sources.text, namespace);
     sources.set_positions(&mut parsed.diagnostics);
-    output::diagnostics(&parsed.diagnostics);
+    sources.report(&parsed.diagnostics);
     ensure!(!parsed.objects.is_empty(), "the given files name no object");
 
     let select = |object: &meltemi_api::Object| {

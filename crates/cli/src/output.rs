@@ -2,11 +2,11 @@
 //! a terminal would act on is escaped: much of the text comes from proxies and configuration.
 
 use std::fmt::Display;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::Result;
 use clap::ValueEnum;
-use meltemi_types::{Diagnostic, printable_lines};
+use meltemi_types::{Diagnostic, Severity, printable_lines};
 use serde::Serialize;
 
 /// The output format (`-o`).
@@ -75,5 +75,91 @@ pub(crate) fn structured(output: Option<Output>, value: &impl Serialize) -> Resu
 
 /// Writes diagnostics to standard error, one per line.
 pub(crate) fn diagnostics(all: &[Diagnostic]) {
-    all.iter().for_each(note);
+    for finding in all {
+        diagnostic(finding, None);
+    }
+}
+
+/// Writes a diagnostic to standard error, and below it the line of the file with a caret below the
+/// diagnostic's column.
+pub(crate) fn diagnostic(finding: &Diagnostic, line: Option<&str>) {
+    let colours = io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let text = shown(finding, line, colours);
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// The text of a diagnostic. Colours are added last, since the text's own escapes are made visible.
+fn shown(finding: &Diagnostic, line: Option<&str>, colours: bool) -> String {
+    let mut text = printable_lines(&finding.to_string()).into_owned();
+    if colours {
+        let colour = match finding.severity {
+            Severity::Error => 31,
+            Severity::Warning => 33,
+            Severity::Info => 36,
+        };
+        // A file's name may hold the same word.
+        let (word, code) = (finding.severity, &finding.code);
+        let painted = format!("\x1b[1;{colour}m{word}\x1b[0m[{code}]");
+        text = text.replacen(&format!("{word}[{code}]"), &painted, 1);
+    }
+
+    let column = usize::try_from(finding.position.column).unwrap_or(0);
+    if let Some(line) = line
+        && let Some(before) = column.checked_sub(1)
+        && line.chars().count() <= LONGEST_EXCERPT
+    {
+        // A tab before the caret takes as much room as in the line above.
+        let padding: String = line
+            .chars()
+            .take(before)
+            .map(|c| if c == '\t' { '\t' } else { ' ' })
+            .collect();
+        let number = finding.position.line.to_string();
+        let margin = " ".repeat(number.len());
+        text.push_str(&format!(
+            "\n {number} | {}\n {margin} | {padding}^",
+            printable_lines(line)
+        ));
+    }
+
+    text
+}
+
+/// Longer lines, such as a file of JSON in one line, are not shown below a diagnostic.
+const LONGEST_EXCERPT: usize = 200;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meltemi_types::{ObjectRef, Position};
+
+    #[test]
+    fn a_diagnostic_shows_its_line_with_a_caret_and_colours() {
+        let finding = Diagnostic {
+            code: "MEL0201".into(),
+            severity: Severity::Error,
+            object: ObjectRef::default(),
+            field: String::new(),
+            position: Position {
+                file: "error.yaml".into(),
+                line: 12,
+                column: 5,
+            },
+            message: "no such mode".into(),
+            remedy: String::new(),
+        };
+
+        let plain = "error.yaml:12:5: error[MEL0201]: no such mode";
+        assert_eq!(shown(&finding, None, false), plain);
+        assert_eq!(
+            shown(&finding, Some("    mode: X"), false),
+            format!("{plain}\n 12 |     mode: X\n    |     ^")
+        );
+        assert_eq!(shown(&finding, Some(&"x".repeat(201)), false), plain);
+        assert_eq!(
+            shown(&finding, None, true),
+            "error.yaml:12:5: \x1b[1;31merror\x1b[0m[MEL0201]: no such mode"
+        );
+    }
 }

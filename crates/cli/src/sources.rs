@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use meltemi_types::{Diagnostic, Position};
 
+use crate::output;
+
 /// File name that the control plane uses in positions within an applied text.
 const STREAM: &str = "applied";
 
@@ -72,6 +74,25 @@ impl Sources {
         diagnostics
             .iter_mut()
             .for_each(|finding| self.map_position(&mut finding.position));
+    }
+
+    /// Prints findings whose positions [`Self::set_positions`] has mapped, each with its line. Lines
+    /// of Secrets stay out of terminals and logs.
+    pub(crate) fn report(&self, diagnostics: &[Diagnostic]) {
+        for finding in diagnostics {
+            let line = match finding.object.kind.as_str() {
+                "Secret" => None,
+                _ => self.line(&finding.position),
+            };
+            output::diagnostic(finding, line);
+        }
+    }
+
+    /// The text of a line of one of the files.
+    fn line(&self, position: &Position) -> Option<&str> {
+        let (_, before) = self.files.iter().find(|(name, _)| *name == position.file)?;
+        let at = before.checked_add(position.line)?.checked_sub(1)?;
+        self.text.lines().nth(usize::try_from(at).ok()?)
     }
 
     fn map_position(&self, position: &mut Position) {
@@ -146,5 +167,17 @@ mod tests {
 
         sources.map_position(&mut elsewhere);
         assert_eq!(elsewhere.to_string(), "/etc/mesh/vs.yaml:5:1");
+
+        let line = |file: &str, line| {
+            let position = Position {
+                file: file.into(),
+                line,
+                column: 1,
+            };
+            sources.line(&position)
+        };
+        assert_eq!(line("b.yaml", 2), Some("name: b"));
+        assert_eq!(line("a.yaml", 1), Some("kind: A"));
+        assert_eq!(line("/etc/mesh/vs.yaml", 1), None);
     }
 }
