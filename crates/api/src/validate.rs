@@ -61,6 +61,23 @@ pub fn validate(object: &Object) -> Vec<Diagnostic> {
             let position = object.source.position("data.mesh");
             return MeshConfig::from_yaml(text, &object.object_ref(), &position).1;
         }
+        Spec::ConfigMap(map)
+            if name == MESH_CONFIG_NAME && map.data.contains_key(MESH_CONFIG_KEY) =>
+        {
+            let mut data = Report::new("data", UnknownFields::Refuse);
+            data.field(MESH_CONFIG_KEY, |at| {
+                at.warn(
+                    rules::DOUBTFUL,
+                    format!("the mesh's configuration has no effect in namespace {namespace}"),
+                    "write `namespace: istio-system` below metadata",
+                )
+            });
+            return data
+                .into_findings()
+                .into_iter()
+                .map(|finding| object.diagnostic(finding))
+                .collect();
+        }
         Spec::Namespace
         | Spec::ConfigMap(_)
         | Spec::Secret(_)

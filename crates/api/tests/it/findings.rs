@@ -531,3 +531,29 @@ fn documents_of_other_programs_are_left_alone_and_broken_objects_are_not() {
         assert_eq!(parsed.diagnostics[0].severity, Severity::Error, "{fault}");
     }
 }
+
+#[test]
+fn mesh_configuration_in_another_namespace_is_doubtful() {
+    let text = |namespace: &str, key: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: {namespace}}}\ndata:\n  {key}: \"\"\n"
+        )
+    };
+    let said = |text: &str| {
+        let parsed = parse("a.yaml", text);
+        validate(&parsed.objects[0])
+    };
+
+    let found = said(&text("default", "mesh"));
+    assert_eq!(found.len(), 1, "{found:?}");
+    let finding = &found[0];
+    assert_eq!(
+        (&*finding.code, finding.severity, &*finding.field),
+        ("MEL0205", Severity::Warning, "data.mesh")
+    );
+    assert_eq!(finding.position.line, 5);
+    assert!(finding.remedy.contains("istio-system"));
+
+    assert_eq!(said(&text("istio-system", "mesh")), vec![]);
+    assert_eq!(said(&text("default", "other")), vec![]);
+}
